@@ -1,0 +1,1 @@
+"""One file per kind of run; each defines get_config(arg='')."""

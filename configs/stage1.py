@@ -1,0 +1,102 @@
+"""Stage 1: masked latent bootstrapping on single sources, the EAT recipe.
+
+  python -m sslam_jax.main --config=configs/stage1.py
+
+The published run: AudioSet-2M, 10 epochs, 48 clips x 16 masks per update, 4
+GPUs of 24 GB, about 70 hours on 4 RTX 3090 with the official code.
+
+Arguments, joined by commas (`--config=configs/stage1.py:small,folder=DIR`):
+  demo          tiny model on 2.56 s clips: 4 minutes on 2 CPU cores
+  small, large  encoder of that size (large: the published EAT-large recipe)
+  soundscapes   procedural sounds, no data needed (the default of demo)
+  folder=DIR    all audio files below DIR; may be repeated
+  manifest=TSV  official manifest; the default is data/audioset/train.tsv
+  csv=FILE      table with the columns path and label
+"""
+
+from sslam_jax import audio
+from sslam_jax import checkpoint
+from sslam_jax import clips
+from sslam_jax import config as config_lib
+from sslam_jax import data
+from sslam_jax import masking
+from sslam_jax import model
+from sslam_jax import objectives
+from sslam_jax import optim
+from sslam_jax import soundscapes
+from sslam_jax import sources
+from sslam_jax import state
+from sslam_jax import train
+
+SIZES = ('demo', 'small', 'large')
+FLAGS = (*SIZES, 'soundscapes')
+KEYS = ('folder', 'manifest', 'csv')
+
+
+def get_config(arg: str = '') -> train.Config:
+  flags, values = config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  objective = objectives.MaskedLatent()
+  config = train.Config(
+      workdir='-'.join(['runs/stage1', *flags]),
+      objective=objective,
+      data=data.Data(source=_source(flags, values), clones=16, workers=8),
+      optim=optim.Optim(peak_lr=5e-4, warmup_steps=53_333),
+      steps=400_000,
+      keep=checkpoint.Keep(every=10_000),
+      log_every=200,
+      pictures_every=10_000,
+  )
+  if 'demo' in flags:
+    shrink(config, objective)
+  if 'small' in flags:
+    objective.vit = model.small()
+  if 'large' in flags:
+    enlarge(config, objective)
+  return config
+
+
+def shrink(config: train.Config, objective: objectives.MaskedLatent) -> None:
+  """Makes a run of minutes on 2 CPU cores out of the published one."""
+  objective.vit = model.Vit(width=128, depth=4, heads=4, dtype='float32')
+  objective.decoder = model.Decoder(depth=2)
+  # A run of hundreds of updates needs a teacher that follows within tens.
+  objective.ema = state.Ema(start=0.99, end=0.999, anneal_steps=400)
+  config.data.mel = audio.LogMel(frames=256)
+  config.data.clones = 4
+  config.data.workers = 0
+  config.optim = optim.Optim(peak_lr=1e-3, warmup_steps=50)
+  config.steps = 400
+  config.batch = 16
+  config.keep.every = 100
+  config.guard.after_steps = 100
+  config.log_every = 10
+  config.pictures_every = 200
+
+
+def enlarge(config: train.Config, objective: objectives.MaskedLatent) -> None:
+  """The published EAT-large. Source: EAT config/pretraining_AS2M_large.yaml."""
+  objective.vit = model.large()
+  objective.decoder = model.Decoder(depth=3, kernel=5)
+  objective.ema = state.Ema(anneal_steps=150_000)
+  config.data.mask = masking.InverseBlock(hide=0.75, adjust=0.1)
+  config.optim.peak_lr = 4e-4
+
+
+def _source(
+    flags: list[str], values: dict[str, tuple[str, ...]]
+) -> clips.Source:
+  """The one data source that the argument names."""
+  named = [*values, *(flag for flag in flags if flag == 'soundscapes')]
+  if len(named) > 1 or any(
+      len(values.get(key, '')) > 1 for key in ('manifest', 'csv')
+  ):
+    raise ValueError(f'configuration argument: want one data source, '
+                     f'got {named} with {values}')
+  if 'folder' in values:
+    return sources.Folder(paths=values['folder'])
+  if 'csv' in values:
+    return sources.Csv(path=values['csv'][0])
+  if 'soundscapes' in flags or ('demo' in flags and not values):
+    return soundscapes.Soundscapes(length_s=4.0 if 'demo' in flags else 10.0)
+  path, = values.get('manifest', ('data/audioset/train.tsv',))
+  return sources.Manifest(path=path)

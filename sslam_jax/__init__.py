@@ -1,0 +1,1 @@
+"""SSLAM: self-supervised learning from audio mixtures, in JAX and Flax."""

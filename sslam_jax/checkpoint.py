@@ -1,0 +1,162 @@
+"""Checkpoints of a run: Orbax, asynchronous, written atomically.
+
+A step holds four items: `params` (the student), `teacher`, `rest` (optimiser,
+step, RNG) and `data` (the pipeline's state), so that inference and the next
+stage load what they need alone.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sslam_jax import state as state_lib
+
+_FOLDER = 'checkpoints'
+_PARAMS, _TEACHER, _REST, _DATA = 'params', 'teacher', 'rest', 'data'
+
+
+@dataclasses.dataclass(kw_only=True)
+class Keep:
+  """Which steps are saved and kept.
+
+  Attributes:
+    every: Steps from one checkpoint to the next; the last step is saved too.
+    last: How many of the latest stay.
+    forever_every: Checkpoints at multiples of this are never removed; None
+      for none.
+  """
+
+  every: int
+  last: int = 2
+  forever_every: int | None = None
+
+  def __post_init__(self) -> None:
+    for name in ('every', 'last', 'forever_every'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name}: want at least 1, got {value}')
+
+
+class Checkpointer:
+  """Saves and restores the states of one run."""
+
+  def __init__(self, workdir: str, keep: Keep) -> None:
+    folder = pathlib.Path(workdir).absolute() / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep.last, keep_period=keep.forever_every
+    )
+    self._manager = ocp.CheckpointManager(
+        folder, options=options, item_handlers=_handlers()
+    )
+
+  def save(
+      self, step: int, state: state_lib.TrainState, data: dict[str, int]
+  ) -> None:
+    """Starts to save; returns once the state may be changed again."""
+    self._manager.save(
+        step,
+        args=ocp.args.Composite(**{
+            _PARAMS: ocp.args.StandardSave(state.params),
+            _TEACHER: ocp.args.StandardSave(state.teacher),
+            _REST: ocp.args.StandardSave(_rest(state)),
+            _DATA: ocp.args.JsonSave(data),
+        }),
+    )
+
+  def restore(
+      self, like: state_lib.TrainState
+  ) -> tuple[state_lib.TrainState, dict[str, int]]:
+    """The latest state with the data's; `like` gives shapes and sharding."""
+    restored = self._manager.restore(
+        self._manager.latest_step(),
+        args=ocp.args.Composite(**{
+            _PARAMS: ocp.args.StandardRestore(_abstract(like.params)),
+            _TEACHER: ocp.args.StandardRestore(_abstract(like.teacher)),
+            _REST: ocp.args.StandardRestore(_abstract(_rest(like))),
+            _DATA: ocp.args.JsonRestore(),
+        }),
+    )
+    state = state_lib.TrainState(
+        params=restored[_PARAMS], teacher=restored[_TEACHER], **restored[_REST]
+    )
+    return state, restored[_DATA]
+
+  def close(self) -> None:
+    """Waits until everything is written."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def latest_step(workdir: str) -> int | None:
+  """Step of a run's last complete checkpoint, None where there is none."""
+  folder = pathlib.Path(workdir).absolute() / _FOLDER
+  if not folder.is_dir():
+    return None
+  with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+    return manager.latest_step()
+
+
+def load_params(path: str, *, like: state_lib.Params) -> state_lib.Params:
+  """The student's parameters from the latest checkpoint of a run folder.
+
+  Raises:
+    ValueError: `path` is no run folder, or a leaf is missing, extra or of
+      another shape than in `like`; all such leaves are named.
+  """
+  return _load(path, _PARAMS, like)
+
+
+def load_teacher(path: str, *, like: state_lib.Params) -> state_lib.Params:
+  """The same for the teacher's."""
+  return _load(path, _TEACHER, like)
+
+
+def _load(path: str, item: str, like: state_lib.Params) -> state_lib.Params:
+  folder = pathlib.Path(path).absolute() / _FOLDER
+  if not folder.is_dir():
+    exists = folder.parent.is_dir()
+    got = f'one without {_FOLDER}/' if exists else 'none: it does not exist'
+    raise ValueError(f'{path}: want a run folder, got {got}')
+  step = latest_step(path)
+  if step is None:
+    raise ValueError(f'{path}: want a run folder, '
+                     f'got one without a complete checkpoint')
+  with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+    if problems := _mismatches(manager.item_metadata(step)[item].tree, like):
+      raise ValueError(f'{path}, step {step}, {item}: not of the shape of this '
+                       f'model: ' + '; '.join(problems))
+    restore = {item: ocp.args.StandardRestore(_abstract(like))}
+    return manager.restore(step, args=ocp.args.Composite(**restore))[item]
+
+
+def _mismatches(found: Any, like: Any) -> list[str]:
+  """What differs between two trees of shapes, leaf by leaf."""
+  ours, theirs = (
+      {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(x.shape)
+       for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+      for tree in (like, found)
+  )
+  return [
+      f'{name} want {ours.get(name, "nothing")}, '
+      f'got {theirs.get(name, "nothing")}'
+      for name in sorted({*ours, *theirs})
+      if ours.get(name) != theirs.get(name)
+  ]
+
+
+def _handlers() -> dict[str, Any]:
+  arrays = {item: ocp.StandardCheckpointHandler()
+            for item in (_PARAMS, _TEACHER, _REST)}
+  return {**arrays, _DATA: ocp.JsonCheckpointHandler()}
+
+
+def _rest(state: state_lib.TrainState) -> dict[str, Any]:
+  return {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+
+
+def _abstract(tree: Any) -> Any:
+  return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

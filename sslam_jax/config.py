@@ -1,0 +1,247 @@
+"""Configurations as trees of dataclasses: load, override, check, save, compare.
+
+A configuration file defines `get_config(arg='')` and returns a dataclass whose
+fields may be dataclasses. Everything that can be wrong with a value (its name,
+its type, its contradiction with another) is found here, before any work.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+_CLASS_KEY = 'class'  # in JSON: which dataclass an object is
+
+
+def load(spec: str) -> Any:
+  """The configuration of `FILE.py` or `FILE.py:ARGUMENT`.
+
+  Raises:
+    ValueError: The file is missing or defines no `get_config`.
+  """
+  path, _, arg = spec.partition(':')
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'--config={spec}: want a configuration file, '
+                     f'got {path!r}, which does not exist')
+  module_spec = importlib.util.spec_from_file_location('config_file', path)
+  if module_spec is None or module_spec.loader is None:
+    raise ValueError(f'--config={spec}: want a Python file, got {path!r}')
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'--config={spec}: {path} defines no get_config()')
+  return module.get_config(arg)
+
+
+def options(
+    arg: str, *, flags: Sequence[str], keys: Sequence[str]
+) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+  """Splits a configuration argument such as `demo,folder=a,folder=b`.
+
+  Args:
+    arg: Comma-separated flags and key=value pairs; a key may be repeated.
+    flags: Allowed words without a value.
+    keys: Allowed words with a value.
+
+  Returns:
+    The flags, and the values of each key, both in the order given.
+  """
+  given: list[str] = []
+  values: dict[str, tuple[str, ...]] = {}
+  choices = ', '.join([*flags, *(f'{key}=...' for key in keys)])
+  for part in filter(None, arg.split(',')):
+    key, equals, value = part.partition('=')
+    if equals and key in keys and value:
+      values[key] = (*values.get(key, ()), value)
+    elif not equals and part in flags:
+      given.append(part)
+    else:
+      raise ValueError(
+          f'configuration argument {part!r}: want some of {choices}'
+      )
+  return given, values
+
+
+def override(config: Any, assignments: Iterable[str]) -> Any:
+  """A checked copy of `config` with fields set from `'a.b=value'` texts.
+
+  A value is a Python literal, or plain text where the field is a string.
+
+  Raises:
+    ValueError: Unknown field (the choices are named), or a wrong value.
+  """
+  tree = checked(config)
+  for assignment in assignments:
+    path, equals, text = assignment.partition('=')
+    if not equals:
+      raise ValueError(f'{assignment!r}: want field=value')
+    *parents, name = path.split('.')
+    owner = tree
+    for depth, parent in enumerate(parents):
+      owner = _child(owner, parent, '.'.join(parents[:depth]))
+    _child(owner, name, '.'.join(parents))
+    hint = typing.get_type_hints(type(owner))[name]
+    setattr(owner, name, _parse(text, hint, path))
+  return checked(tree)
+
+
+def checked(config: Any, path: str = '') -> Any:
+  """A deep copy in which every field was type-checked and `__post_init__` ran.
+
+  Raises:
+    ValueError: A field's value is not of its annotated type, or a dataclass
+      refused its values; the message starts with the dotted name.
+  """
+  hints = typing.get_type_hints(type(config))
+  values = {}
+  for field in dataclasses.fields(config):
+    name = f'{path}.{field.name}' if path else field.name
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      value = checked(value, name)
+    values[field.name] = _typed(value, hints[field.name], name)
+  try:
+    return type(config)(**values)
+  except ValueError as error:
+    prefix = f'{path}.' if path else ''
+    if str(error).startswith(prefix) and prefix:
+      raise
+    raise ValueError(f'{prefix}{error}') from None
+
+
+def to_json(config: Any) -> str:
+  """The whole tree as JSON; each object names its class."""
+  return json.dumps(_plain(config), indent=2) + '\n'
+
+
+def from_json(text: str) -> Any:
+  """The inverse of `to_json`; unknown or missing fields raise ValueError."""
+  return checked(_build(json.loads(text)))
+
+
+def fields(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """All leaves of the tree as (dotted name, value)."""
+  for field in dataclasses.fields(config):
+    name = f'{path}.{field.name}' if path else field.name
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield name, type(value).__name__
+      yield from fields(value, name)
+    else:
+      yield name, value
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+  """Dotted names of the leaves that differ, with (old, new) values."""
+  left, right = dict(fields(old)), dict(fields(new))
+  return {
+      name: (left.get(name), right.get(name))
+      for name in {**left, **right}
+      if left.get(name) != right.get(name)
+  }
+
+
+def _child(owner: Any, name: str, path: str) -> Any:
+  where = f'{path!r} ({type(owner).__name__})' if path else 'the configuration'
+  if not dataclasses.is_dataclass(owner):
+    raise ValueError(f'{path}.{name}: {path!r} is {owner!r}, it has no fields')
+  names = [field.name for field in dataclasses.fields(owner)]
+  if name not in names:
+    raise ValueError(
+        f'{path + "." if path else ""}{name}: {where} has no field {name!r}; '
+        f'choices: {", ".join(names)}'
+    )
+  return getattr(owner, name)
+
+
+def _parse(text: str, hint: Any, path: str) -> Any:
+  if hint is str:
+    return text
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  if typing.get_origin(hint) is tuple and not isinstance(value, (tuple, list)):
+    value = (value,)
+  if _accepts(hint, str) and not _accepts(hint, type(value)):
+    value = text
+  return _typed(value, hint, path)
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+  return hint is kind or any(
+      _accepts(part, kind) for part in typing.get_args(hint)
+      if typing.get_origin(hint) in (typing.Union, types.UnionType)
+  )
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+  """`value` as the type that `hint` asks for (1 may be 1.0), or ValueError."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    if any(type(value) is arg for arg in args):
+      return value
+    for arg in args:
+      try:
+        return _typed(value, arg, path)
+      except ValueError:
+        continue
+  elif origin is typing.Literal:
+    if value in args:
+      return value
+  elif origin is tuple and isinstance(value, (tuple, list)):
+    kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+    if len(kinds) == len(value):
+      return tuple(_typed(v, kind, path) for v, kind in zip(value, kinds))
+  elif hint is float and type(value) is int:
+    return float(value)
+  elif hint is int and isinstance(value, bool):
+    pass
+  elif getattr(hint, '_is_protocol', False):
+    if dataclasses.is_dataclass(value):
+      return value
+  elif isinstance(hint, type) and isinstance(value, hint):
+    return value
+  raise ValueError(f'{path}: want {_describe(hint)}, got {value!r}')
+
+
+def _describe(hint: Any) -> str:
+  if typing.get_origin(hint) is typing.Literal:
+    return 'one of ' + ', '.join(map(repr, typing.get_args(hint)))
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    return ' or '.join(map(_describe, typing.get_args(hint)))
+  if hint is types.NoneType:
+    return 'None'
+  is_plain = isinstance(hint, type) and not typing.get_args(hint)
+  return hint.__name__ if is_plain else str(hint)
+
+
+def _plain(value: Any) -> Any:
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    name = f'{type(value).__module__}:{type(value).__qualname__}'
+    return {_CLASS_KEY: name} | {
+        field.name: _plain(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+  return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _build(value: Any) -> Any:
+  if isinstance(value, list):
+    return tuple(_build(v) for v in value)
+  if not isinstance(value, dict):
+    return value
+  values = {k: _build(v) for k, v in value.items() if k != _CLASS_KEY}
+  cls: Callable[..., Any] = pkgutil.resolve_name(value[_CLASS_KEY])
+  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+    raise ValueError(f'{value[_CLASS_KEY]}: want a configuration dataclass')
+  try:
+    return cls(**values)
+  except TypeError as error:
+    raise ValueError(f'{value[_CLASS_KEY]}: {error}') from None

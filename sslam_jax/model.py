@@ -1,0 +1,407 @@
+"""Every network: patch embedding, positions, ViT encoder, decoder.
+
+The encoder's blocks are post-norm, and the output of a block's MLP before its
+residual is that layer's result, from which the teacher's targets are made.
+They are stacked and scanned: compile time does not grow with their number.
+Source: EAT models/base.py, modules.py, images.py.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, Literal
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+_NORM_EPSILON = 1e-6
+_DECODER_NORM_EPSILON = 1e-5
+_WAVELENGTH = 10_000.0  # longest, of the sin-cos positions
+
+
+@dataclasses.dataclass(kw_only=True)
+class Vit:
+  """Configuration of the encoder.
+
+  Attributes:
+    width: Channels D.
+    depth: Number of blocks L.
+    heads: Attention heads H; divides `width`.
+    mlp_ratio: Width of a block's MLP, relative to `width`.
+    patch: Edge of the square patches, in frames and mel bins.
+    dtype: Compute type; parameters, norms and softmax are float32 anyway.
+    remat: Compute activations again in the backward pass: less memory.
+  """
+
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  mlp_ratio: int = 4
+  patch: int = 16
+  dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
+  remat: bool = False
+
+  def __post_init__(self) -> None:
+    for name in ('width', 'depth', 'heads', 'mlp_ratio', 'patch'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: want at least 1, got {getattr(self, name)}')
+    if self.width % self.heads:
+      raise ValueError(f'heads: want a divisor of width {self.width}, '
+                       f'got {self.heads}')
+    if self.width % 4:
+      raise ValueError(f'width: want a multiple of 4 for the sin-cos '
+                       f'positions, got {self.width}')
+
+  def grid(self, frames: int, mel_bins: int) -> tuple[int, int]:
+    """(time, mel) patches of a spectrogram; left-over frames are dropped."""
+    if mel_bins % self.patch or frames < self.patch:
+      raise ValueError(
+          f'patch: want a divisor of {mel_bins} mel bins and at most '
+          f'{frames} frames, got {self.patch}'
+      )
+    return frames // self.patch, mel_bins // self.patch
+
+
+def tiny() -> Vit:
+  """5 million parameters."""
+  return Vit(width=192, depth=12, heads=3)
+
+
+def small() -> Vit:
+  """21 million parameters."""
+  return Vit(width=384, depth=12, heads=6)
+
+
+def base() -> Vit:
+  """85 million parameters, the published SSLAM and EAT-base."""
+  return Vit()
+
+
+def large() -> Vit:
+  """303 million parameters, the published EAT-large."""
+  return Vit(width=1024, depth=24, heads=16)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Decoder:
+  """Configuration of the convolutional decoder.
+
+  Attributes:
+    depth: Number of convolution layers.
+    groups: Groups of each convolution; divides the encoder's width.
+    kernel: Edge of the convolutions, in patches.
+    noise_std: Deviation of the noise that stands for hidden patches.
+  """
+
+  depth: int = 6
+  groups: int = 16
+  kernel: int = 3
+  noise_std: float = 0.01
+
+  def __post_init__(self) -> None:
+    for name in ('depth', 'groups', 'kernel'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: want at least 1, got {getattr(self, name)}')
+    if self.kernel % 2 == 0:
+      raise ValueError(f'kernel: want an odd number, got {self.kernel}')
+    if self.noise_std < 0:
+      raise ValueError(f'noise_std: want at least 0, got {self.noise_std}')
+
+
+@flax.struct.dataclass
+class Encoded:
+  """What the encoder returns, in its compute type.
+
+  Attributes:
+    clip_RxD: Class token.
+    patch_RxKxD: Patch tokens.
+    layers_LxRxKxD: Each block's MLP output for the patch tokens, or None.
+  """
+
+  clip_RxD: Array
+  patch_RxKxD: Array
+  layers_LxRxKxD: Array | None
+
+
+class Encoder(nn.Module):
+  """ViT over the patches of log-mel spectrograms."""
+
+  config: Vit
+
+  @nn.compact
+  def __call__(
+      self,
+      mel_BxTxF: Array,
+      keep_RxK: Array | None = None,
+      *,
+      with_layers: bool = False,
+  ) -> Encoded:
+    """Encodes each clip, or R rows of kept patches.
+
+    Args:
+      mel_BxTxF: Normalised log-mels.
+      keep_RxK: Patch indices that row r of clip r * B // R keeps; R is a
+        multiple of B. None keeps all: R = B, K = N.
+      with_layers: Return the layers' results too.
+    """
+    config = self.config
+    patch_BxNxP = patchify(mel_BxTxF, config.patch)
+    grid = config.grid(*mel_BxTxF.shape[1:])
+    position_RxKxD = jnp.asarray(positions(grid, config.width))[None]
+    patch_RxKxP = patch_BxNxP
+    if keep_RxK is not None:
+      row_R = jnp.arange(len(keep_RxK)) // (len(keep_RxK) // len(mel_BxTxF))
+      patch_RxKxP = patch_BxNxP[row_R[:, None], keep_RxK]
+      position_RxKxD = position_RxKxD[0][keep_RxK]
+    dtype = jnp.dtype(config.dtype)
+    edge = 1 / config.patch
+    x_RxKxD = nn.Dense(
+        config.width,
+        dtype=dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=symmetric_uniform(edge),
+        name='patch',
+    )(patch_RxKxP)
+    x_RxKxD = x_RxKxD + position_RxKxD
+    clip_D = self.param('clip', nn.initializers.normal(1.0), (config.width,))
+    clip_Rx1xD = jnp.broadcast_to(clip_D, (len(x_RxKxD), 1, config.width))
+    x_RxSxD = jnp.concatenate([clip_Rx1xD, x_RxKxD], axis=1)
+    x_RxSxD = _layer_norm('pre_norm')(x_RxSxD).astype(dtype)
+    block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+    stack = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=config.depth,
+    )
+    x_RxSxD, layers = stack(config, with_layers, name='blocks')(x_RxSxD, None)
+    return Encoded(
+        clip_RxD=x_RxSxD[:, 0],
+        patch_RxKxD=x_RxSxD[:, 1:],
+        layers_LxRxKxD=layers,
+    )
+
+
+class Block(nn.Module):
+  """Post-norm transformer block; carries x, returns its MLP's output."""
+
+  config: Vit
+  with_output: bool
+
+  @nn.compact
+  def __call__(self, x_RxSxD: Array, _: None) -> tuple[Array, Array | None]:
+    config, dtype = self.config, jnp.dtype(self.config.dtype)
+    x_RxSxD = x_RxSxD + Attention(config, name='attention')(x_RxSxD)
+    r_RxSxD = _layer_norm('norm1')(x_RxSxD).astype(dtype)
+    h_RxSxE = _dense(config.mlp_ratio * config.width, dtype, 'mlp1')(r_RxSxD)
+    h_RxSxE = jax.nn.gelu(h_RxSxE, approximate=False)
+    h_RxSxD = _dense(config.width, dtype, 'mlp2')(h_RxSxE)
+    x_RxSxD = _layer_norm('norm2')(r_RxSxD + h_RxSxD).astype(dtype)
+    return x_RxSxD, h_RxSxD[:, 1:] if self.with_output else None
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention with one projection for q, k and v."""
+
+  config: Vit
+
+  @nn.compact
+  def __call__(self, x_RxSxD: Array) -> Array:
+    width, heads = self.config.width, self.config.heads
+    dtype = jnp.dtype(self.config.dtype)
+    qkv = _dense(3 * width, dtype, 'qkv')(x_RxSxD)
+    qkv = qkv.reshape(*x_RxSxD.shape[:2], 3, heads, width // heads)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    out_RxSxHxd = jax.nn.dot_product_attention(q, k, v)
+    out_RxSxD = out_RxSxHxd.reshape(x_RxSxD.shape)
+    return _dense(width, dtype, 'out')(out_RxSxD)
+
+
+class ConvDecoder(nn.Module):
+  """Predicts every patch's target from the kept patches, on the patch grid."""
+
+  config: Decoder
+  dtype: str
+
+  @nn.compact
+  def __call__(
+      self,
+      patch_RxKxD: Array,
+      keep_RxK: Array,
+      fill_RxNxD: Array,
+      grid: tuple[int, int],
+  ) -> Array:
+    """Decodes.
+
+    Args:
+      patch_RxKxD: The encoder's patch tokens.
+      keep_RxK: Where they belong.
+      fill_RxNxD: What stands at the hidden places (noise).
+      grid: (time, mel) patches, N in all.
+
+    Returns:
+      Predictions [R, N, D] in the compute type.
+    """
+    rows, _, width = patch_RxKxD.shape
+    if width % self.config.groups:
+      raise ValueError(f'decoder.groups: want a divisor of width {width}, '
+                       f'got {self.config.groups}')
+    x_RxNxD = fill_RxNxD.astype(self.dtype)
+    x_RxNxD = x_RxNxD.at[jnp.arange(rows)[:, None], keep_RxK].set(
+        patch_RxKxD.astype(self.dtype)
+    )
+    stack = nn.scan(
+        ConvLayer,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=self.config.depth,
+    )
+    x_RxHxWxD, _ = stack(self.config, self.dtype, name='layers')(
+        x_RxNxD.reshape(rows, *grid, width), None
+    )
+    init = symmetric_uniform(width**-0.5)
+    out = nn.Dense(width, dtype=self.dtype, kernel_init=init, bias_init=init,
+                   name='out')
+    return out(x_RxHxWxD.reshape(x_RxNxD.shape))
+
+
+class ConvLayer(nn.Module):
+  """x + GELU(norm(grouped convolution of x))."""
+
+  config: Decoder
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_RxHxWxD: Array, _: None) -> tuple[Array, None]:
+    width, kernel = x_RxHxWxD.shape[-1], self.config.kernel
+    inputs = width // self.config.groups
+    init = symmetric_uniform((inputs * kernel**2) ** -0.5)
+    weight = self.param('kernel', init, (kernel, kernel, inputs, width))
+    bias_D = self.param('bias', init, (width,))
+    y_RxHxWxD = grouped_conv(
+        x_RxHxWxD, weight.astype(self.dtype), self.config.groups
+    ) + bias_D.astype(self.dtype)[None, None, None]
+    y_RxHxWxD = nn.LayerNorm(
+        epsilon=_DECODER_NORM_EPSILON, use_bias=False, use_scale=False,
+        use_fast_variance=False, dtype=jnp.float32,
+    )(y_RxHxWxD).astype(self.dtype)
+    return x_RxHxWxD + jax.nn.gelu(y_RxHxWxD, approximate=False), None
+
+
+def grouped_conv(x_RxHxWxD: Array, kernel: Array, groups: int) -> Array:
+  """2-D convolution in `groups` groups, zero padding, same size.
+
+  Args:
+    x_RxHxWxD: The maps.
+    kernel: [edge, edge, D / groups, D].
+    groups: Group g maps channels g * D / groups onwards to the same.
+  """
+  return jax.lax.platform_dependent(
+      x_RxHxWxD,
+      kernel,
+      cpu=functools.partial(_cpu_conv, groups),
+      default=lambda x, k: _conv(x, k, groups),
+  )
+
+
+def _conv(x: Array, kernel: Array, groups: int) -> Array:
+  return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', feature_group_count=groups,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def _split_conv(groups: int, x: Array, kernel: Array) -> Array:
+  parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1))
+  return jnp.concatenate([_conv(*part, 1) for part in parts], axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_conv(groups: int, x: Array, kernel: Array) -> Array:
+  """The grouped convolution in the form that XLA's CPU backend runs well.
+
+  There a grouped convolution is 7 times slower than one for each group, and
+  its filter gradient is computed naively (15 times slower than as matrix
+  products, whether grouped or not).
+  """
+  return _split_conv(groups, x, kernel)
+
+
+def _cpu_conv_forward(
+    groups: int, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  return _split_conv(groups, x, kernel), (x, kernel)
+
+
+def _cpu_conv_backward(
+    groups: int, saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+  x, kernel = saved
+  edge, _, inputs, _ = kernel.shape
+  back = kernel[::-1, ::-1].reshape(edge, edge, inputs, groups, -1)
+  back = back.swapaxes(2, 4).reshape(kernel.shape)
+  _, height, length, _ = x.shape
+  x = jnp.pad(x, ((0, 0), *[(edge // 2, edge // 2)] * 2, (0, 0)))
+  x_GxRxHxWxI = jnp.moveaxis(x.reshape(*x.shape[:3], groups, inputs), 3, 0)
+  dy_GxPxI = dy.reshape(-1, groups, inputs).swapaxes(0, 1)
+  shifted = [
+      x_GxRxHxWxI[:, :, i : i + height, j : j + length]
+      for i, j in itertools.product(range(edge), repeat=2)
+  ]
+  dkernel = jnp.stack([
+      jnp.einsum('gpi,gpo->igo', part.reshape(groups, -1, inputs), dy_GxPxI)
+      for part in shifted
+  ])
+  return _split_conv(groups, dy, back), dkernel.reshape(kernel.shape)
+
+
+_cpu_conv.defvjp(_cpu_conv_forward, _cpu_conv_backward)
+
+
+def patchify(mel_BxTxF: Array, patch: int) -> Array:
+  """Flat patches [B, N, patch * patch], index = time * mel patches + mel."""
+  batch, frames, mel_bins = mel_BxTxF.shape
+  rows, columns = frames // patch, mel_bins // patch
+  x = mel_BxTxF[:, : rows * patch].reshape(batch, rows, patch, columns, patch)
+  return x.swapaxes(2, 3).reshape(batch, rows * columns, patch * patch)
+
+
+def positions(grid: tuple[int, int], width: int) -> np.ndarray:
+  """Fixed 2-D sin-cos table, float32 [N, D].
+
+  The first half of the channels encodes mel, the second time; each half is
+  [sin, cos]. Source: get_2d_sincos_pos_embed_flexible of EAT, in float32.
+  """
+  time, mel = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+  rank = np.arange(width // 4, dtype=np.float32) / np.float32(width / 4)
+  omega = 1 / np.float32(_WAVELENGTH) ** rank
+  halves = []
+  for place in (mel, time):
+    angle = place.astype(np.float32)[:, None] * omega
+    halves += [np.sin(angle), np.cos(angle)]
+  return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def symmetric_uniform(limit: float) -> nn.initializers.Initializer:
+  """Uniform in (-limit, limit)."""
+
+  def init(
+      key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+  ) -> Array:
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+  return init
+
+
+def _dense(width: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+  init = nn.initializers.normal(0.02)
+  return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+
+
+def _layer_norm(name: str) -> nn.LayerNorm:
+  return nn.LayerNorm(epsilon=_NORM_EPSILON, use_fast_variance=False,
+                      dtype=jnp.float32, name=name)

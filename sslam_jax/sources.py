@@ -1,0 +1,431 @@
+"""Clips from audio files: folders, fairseq manifests and CSV tables.
+
+A source lists its files once, on first use. A pickled copy brings that list
+along, so worker processes do not scan the disk again. The header of a file is
+read when its clip is asked for, the samples when the clip is read.
+"""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import csv
+import dataclasses
+import functools
+import itertools
+import math
+import operator
+import os
+import sys
+import typing
+
+import numpy as np
+from scipy import signal
+import soundfile
+
+from sslam_jax import clips as clips_lib
+
+Resampler = typing.Literal['sinc_hann', 'soxr']
+RESAMPLERS: tuple[str, ...] = typing.get_args(Resampler)
+
+_ZERO_CROSSINGS = 6  # On each side; torchaudio's lowpass_filter_width.
+_ROLLOFF = 0.99  # Cut-off relative to Nyquist, as torchaudio.
+_MAX_RATE_HZ = 1_000_000  # More is a damaged header, and a huge filter.
+_UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's SF_COUNT_MAX.
+# How much earlier decoding must start to be exact. libsndfile 1.2.2 is off by
+# part of a block after a seek into the last Vorbis page (255 packets of 1024
+# samples at most); an MP3 frame may use bits of 85 frames of 576 before it.
+_RUN_UP_SAMPLES = {'VORBIS': 2**18, 'MPEG_LAYER_III': 2**16}
+_DESCRIPTORS = 'label_descriptors.csv'
+
+_Labels = tuple[str, ...]
+
+
+class BadClip(ValueError):
+  """A file that is no usable audio; `clip_id` is its path."""
+
+  def __init__(self, clip_id: str, reason: str) -> None:
+    super().__init__(clip_id, reason)  # What unpickling passes on.
+    self.clip_id = clip_id
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return f'{self.clip_id}: want readable audio, got {self.reason}'
+
+
+def resample(
+  wave_S: np.ndarray,
+  rate_hz: int,
+  target_hz: int,
+  resampler: Resampler = 'sinc_hann',
+) -> np.ndarray:
+  """Returns the wave at another rate: float32 [ceil(S * target / rate)].
+
+  Around the wave is silence. At equal rates the result is `wave_S` itself.
+  Raises ValueError for a rate below 1 or an unknown resampler.
+  Source: 'sinc_hann' is torchaudio.functional.resample with its defaults, on
+  which the published weights were trained; 'soxr' is soxr HQ.
+  """
+  _check(resampler in RESAMPLERS, 'resampler', f'of {RESAMPLERS}', resampler)
+  _check(min(rate_hz, target_hz) > 0, 'rates', '> 0 Hz', (rate_hz, target_hz))
+  if rate_hz == target_hz:
+    return wave_S
+  samples = -(-len(wave_S) * target_hz // rate_hz)
+  wave_S = wave_S.astype(np.float32, copy=False)
+  if resampler == 'soxr':
+    import librosa  # Takes a second, and the default does without.
+
+    wave_S = librosa.resample(
+      wave_S, orig_sr=rate_hz, target_sr=target_hz, res_type='soxr_hq'
+    )
+    return librosa.util.fix_length(wave_S, size=samples)
+  divisor = math.gcd(rate_hz, target_hz)
+  up, down = target_hz // divisor, rate_hz // divisor
+  taps, lead = _low_pass(up, down)
+  return signal.upfirdn(taps, wave_S, up, down)[lead : lead + samples]
+
+
+def read_audio(path: str, start: int, count: int) -> np.ndarray:
+  """Decodes `count` samples from `start` on: float32 [count].
+
+  Channels are averaged. Integers are scaled to [-1, 1]; float files, which may
+  exceed that, are left as they are.
+
+  Raises:
+    BadClip: Not decodable, shorter than asked for, or not finite.
+  """
+  _check(min(start, count) >= 0, path, 'start, count >= 0', (start, count))
+  with _opened(path) as file:
+    run_up = min(start, _RUN_UP_SAMPLES.get(file.subtype, 0))
+    file.seek(start - run_up)
+    wave_SxC = file.read(run_up + count, dtype='float32', always_2d=True)
+  # For stereo 6 times faster than mean(axis=1).
+  wave_S = sum(wave_SxC[run_up:].T) / np.float32(wave_SxC.shape[1])
+  if len(wave_S) < count:
+    raise BadClip(path, f'{len(wave_S)} of {count} samples from {start} on')
+  if not np.isfinite(wave_S).all():
+    raise BadClip(path, 'samples that are not finite')
+  return wave_S
+
+
+def open_clip(path: str, clip_id: str, labels: _Labels) -> clips_lib.Clip:
+  """Describes an audio file by its header; no samples are decoded.
+
+  Raises:
+    BadClip: No readable header, or an impossible length or rate in it.
+  """
+  with _opened(path) as file:
+    rate_hz, samples = file.samplerate, file.frames
+  if not 0 < samples < _UNKNOWN_SAMPLES:
+    raise BadClip(path, 'an unknown length' if samples else 'no samples')
+  if rate_hz > _MAX_RATE_HZ:
+    raise BadClip(path, f'a rate of {rate_hz} Hz')
+  read = functools.partial(read_audio, path)
+  return clips_lib.Clip(
+    id=clip_id, labels=labels, rate_hz=rate_hz, samples=samples, read=read
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+  """What a source holds: file `prefix + names[i]` is labelled `labels[i]`."""
+
+  prefix: str
+  names: list[str]
+  labels: list[_Labels]
+  classes: tuple[str, ...]
+
+
+class _Files:
+  """A source whose files `_list` finds."""
+
+  def _list(self) -> _Index:
+    raise NotImplementedError
+
+  @functools.cached_property
+  def _index(self) -> _Index:
+    return self._list()
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """All labels, sorted or in the order that the data set defines."""
+    return self._index.classes
+
+  def __len__(self) -> int:
+    return len(self._index.names)
+
+  def __getitem__(self, index: int) -> clips_lib.Clip:
+    if not 0 <= operator.index(index) < len(self):
+      raise IndexError(f'index: want 0 to {len(self) - 1}, got {index}')
+    path = self._index.prefix + self._index.names[index]
+    return open_clip(path, path, self._index.labels[index])
+
+
+@dataclasses.dataclass(kw_only=True)
+class Folder(_Files):
+  """All audio files below some folders, in the order of their paths.
+
+  Links are followed, but no folder is read twice; names that start with a dot
+  are skipped. Raises ValueError on first use if a folder holds no audio.
+
+  Attributes:
+    paths: Folders. A file directly in one has no label, any other is labelled
+      with the name of the folder it is in.
+    extensions: Endings of audio files, in upper or lower case.
+  """
+
+  paths: tuple[str, ...]
+  extensions: tuple[str, ...] = ('.wav', '.flac', '.ogg', '.mp3')
+
+  def __post_init__(self) -> None:
+    _check(all(self.paths or ['']), 'paths', 'folders', self.paths)
+    dots = [extension[:1] == '.' for extension in self.extensions or ['']]
+    _check(all(dots), 'extensions', "'.wav' or others", self.extensions)
+
+  def _list(self) -> _Index:
+    tops = {os.path.realpath(path): path for path in self.paths}
+    seen = set(tops)
+    rows = [row for top in tops.values() for row in self._below(top, seen)]
+    return _indexed([path for path, _ in rows], [labels for _, labels in rows])
+
+  def _below(self, top: str, seen: set[str]) -> list[tuple[str, _Labels]]:
+    _check_folder(top)
+    endings = tuple(extension.lower() for extension in self.extensions)
+    rows, others = [], 0
+    for folder, names in _walk(top, seen):
+      audio = [name for name in names if name.lower().endswith(endings)]
+      others += len(names) - len(audio)
+      labels = () if folder == top else _labels([os.path.basename(folder)])
+      rows += [(os.path.join(folder, name), labels) for name in audio]
+    wanted = f'{", ".join(self.extensions)} files'
+    _check(rows != [], top, wanted, f'only {others} other files')
+    return sorted(rows)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Manifest(_Files):
+  """The rows of a fairseq manifest. Raises ValueError on first use.
+
+  `train.tsv` holds the root folder, then rows `path<TAB>samples`. `train.lbl`,
+  if there, holds the labels of row i in line i: `id label[,label...]`.
+  `label_descriptors.csv`, if there, holds rows `index,label[,...]` with all
+  classes, whose order is that of the indices. Blank lines are skipped.
+  Source: EAT, data/raw_audio_dataset.py and tasks/finetuning.py; only ours
+  allows blanks in a path, and a root that is relative to the manifest.
+
+  Attributes:
+    path: The .tsv file, or the folder it is in.
+    split: Name of the .tsv file, where `path` is a folder.
+    min_samples: Rows listed with fewer samples are left out.
+  """
+
+  path: str
+  split: str = 'train'
+  min_samples: int = 0
+
+  def __post_init__(self) -> None:
+    _check(self.path != '', 'path', 'a manifest', self.path)
+    _check(self.split != '', 'split', 'a name', self.split)
+    _check(self.min_samples >= 0, 'min_samples', '>= 0', self.min_samples)
+
+  def _list(self) -> _Index:
+    tsv = self.path
+    if os.path.isdir(tsv):
+      tsv = os.path.join(tsv, f'{self.split}.tsv')
+    paths, sizes = _manifest_rows(tsv)
+    classes = _descriptors(os.path.join(os.path.dirname(tsv), _DESCRIPTORS))
+    lbl = f'{os.path.splitext(tsv)[0]}.lbl'
+    labels = _lbl_rows(lbl, len(paths), classes)
+    kept = [size >= self.min_samples for size in sizes]
+    wanted = f'rows of at least {self.min_samples} samples'
+    _check(any(kept), tsv, wanted, f'at most {max(sizes)}')
+    paths = list(itertools.compress(paths, kept))
+    return _indexed(paths, list(itertools.compress(labels, kept)), classes)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Csv(_Files):
+  """The rows of a CSV file with a header. Raises ValueError on first use.
+
+  Attributes:
+    path: The CSV file.
+    path_column: Column with the path of the audio file.
+    label_column: Column with the labels; None: there are none.
+    label_separator: What separates the labels of one file.
+    root: Where relative paths start; None: at the folder of the CSV file.
+  """
+
+  path: str
+  path_column: str = 'path'
+  label_column: str | None = 'label'
+  label_separator: str = ';'
+  root: str | None = None
+
+  def __post_init__(self) -> None:
+    _check(self.path != '', 'path', 'a CSV file', self.path)
+    separator = self.label_separator
+    _check(separator != '', 'label_separator', 'a character', separator)
+
+  def _list(self) -> _Index:
+    root = os.path.dirname(self.path)
+    if self.root is not None:
+      root = self.root
+      _check_folder(root, 'root: ')
+    rows = _rows(self.path, csv.excel)
+    where, header = next(rows, (self.path, []))
+    columns = [self.path_column]
+    columns += [] if self.label_column is None else [self.label_column]
+    for column in columns:
+      _check(column in header, where, f'a column {column!r}', header)
+    paths, labels = [], []
+    for where, row in rows:
+      _check(len(row) == len(header), where, f'{len(header)} cells', row)
+      name, *text = (row[header.index(column)].strip() for column in columns)
+      _check(name != '', where, f'a path as {self.path_column!r}', name)
+      paths.append(os.path.join(root, name))
+      parts = ''.join(text).split(self.label_separator)
+      labels.append(_labels(filter(None, map(str.strip, parts))))
+    _check(paths != [], self.path, 'rows below the header', 'none')
+    return _indexed(paths, labels)
+
+
+def _check(valid: bool, what: str, wanted: str, got: object) -> None:
+  if not valid:
+    raise ValueError(f'{what}: want {wanted}, got {got!r}')
+
+
+def _check_folder(path: str, where: str = '') -> None:
+  got = 'a file' if os.path.exists(path) else 'nothing'
+  _check(os.path.isdir(path), f'{where}{path}', 'a folder', got)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[soundfile.SoundFile]:
+  """An audio file; what libsndfile refuses inside is raised as BadClip."""
+  try:
+    # As bytes: the name may be in another encoding than UTF-8.
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+      yield file
+  except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw
+    if not os.path.isfile(path):
+      raise BadClip(path, 'no such file') from None
+    text = getattr(error, 'error_string', error)
+    reason = f'{os.path.getsize(path)} bytes: {text}'
+    raise BadClip(path, reason) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _low_pass(up: int, down: int) -> tuple[np.ndarray, int]:
+  """A Hann-windowed sinc at `up` times the rate, and its delay in outputs."""
+  cutoff = _ROLLOFF * min(up, down)
+  reach = math.ceil(_ZERO_CROSSINGS * up * down / cutoff)
+  lead = -(-reach // down)  # The centre has to fall on an output.
+  crossings = np.arange(-lead * down, reach + 1) * (cutoff / (up * down))
+  inside = np.clip(crossings / _ZERO_CROSSINGS, -1, 1)
+  taps = np.sinc(crossings) * np.cos(inside * np.pi / 2) ** 2 * (cutoff / down)
+  return taps.astype(np.float32), lead
+
+
+def _indexed(
+  paths: list[str], labels: list[_Labels], classes: _Labels | None = None
+) -> _Index:
+  """Stores what paths and labels have in common once: there may be millions."""
+  prefix = os.path.commonprefix(paths)
+  names = [path[len(prefix) :] for path in paths]
+  shared = {row: row for row in labels}
+  if classes is None:
+    classes = tuple(sorted(set(itertools.chain.from_iterable(shared))))
+  return _Index(prefix, names, [shared[row] for row in labels], classes)
+
+
+def _labels(names: Iterable[str]) -> _Labels:
+  return tuple(dict.fromkeys(map(sys.intern, names)))
+
+
+def _walk(top: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
+  """Yields `top` and each folder below that is not in `seen`, with its files.
+
+  Adds these folders to `seen`.
+  """
+  for folder, below, names in os.walk(top, onerror=_fail, followlinks=True):
+    real = os.path.realpath(folder)
+    if folder != top and real in seen:
+      below.clear()
+      continue
+    seen.add(real)
+    below[:] = sorted(name for name in below if name[0] != '.')
+    yield folder, [name for name in names if name[0] != '.']
+
+
+def _fail(error: OSError) -> None:
+  raise error  # os.walk would leave out a folder that it may not read.
+
+
+def _manifest_rows(tsv: str) -> tuple[list[str], list[int]]:
+  """The paths and the listed samples of all rows."""
+  rows = _rows(tsv, _Tabs)
+  where, first = next(rows, (f'{tsv} line 1', []))
+  _check(len(first) == 1, where, 'a root folder', first)
+  root = os.path.join(os.path.dirname(tsv), first[0].strip())
+  _check_folder(root, f'{where}: ')
+  paths, sizes = [], []
+  for where, row in rows:
+    valid = len(row) == 2 and row[0] != '' and row[1].isdecimal()
+    _check(valid, where, 'path<TAB>samples', row)
+    paths.append(os.path.join(root, row[0]))
+    sizes.append(int(row[1]))
+  _check(paths != [], f'{tsv} line 2', 'path<TAB>samples', 'no rows')
+  return paths, sizes
+
+
+def _lbl_rows(lbl: str, count: int, classes: _Labels | None) -> list[_Labels]:
+  """The labels of all `count` rows of a manifest; none if there is no file."""
+  if not os.path.exists(lbl):
+    return [()] * count
+  labels, known = [], frozenset(classes or ())
+  for where, row in _rows(lbl, _Tabs):
+    cells = '\t'.join(row).split()
+    names = cells[1].split(',') if len(cells) == 2 else ['']
+    _check(all(names), where, 'id label[,label...]', row)
+    for name in names if classes else ():
+      _check(name in known, where, f'a label of {_DESCRIPTORS}', name)
+    labels.append(_labels(names))
+  _check(len(labels) == count, lbl, f'{count} lines, one per row', len(labels))
+  return labels
+
+
+def _descriptors(path: str) -> _Labels | None:
+  """Classes in the order of their indices; None if there is no file."""
+  if not os.path.exists(path):
+    return None
+  indices: dict[str, int] = {}
+  for where, row in _rows(path, csv.excel):
+    index, label = (cell.strip() for cell in (*row, '')[:2])
+    valid = index.isdecimal() and label not in ('', *indices)
+    _check(valid, where, 'index,label[,...] with a new label', row)
+    indices[label] = int(index)
+  order = sorted(indices, key=indices.__getitem__)
+  got = [indices[label] for label in order]
+  _check(got == list(range(len(got))), path, 'indices 0, 1, 2, ...', got)
+  return tuple(order)
+
+
+class _Tabs(csv.excel_tab):
+  quoting = csv.QUOTE_NONE
+
+
+def _rows(
+  path: str, dialect: type[csv.Dialect]
+) -> Iterator[tuple[str, list[str]]]:
+  """Yields (file and line, cells) of all rows of a table but blank ones."""
+  where = path
+  try:
+    # Text that is not UTF-8 is read as file names are, to fit any of them.
+    with open(
+      path, encoding='utf-8-sig', errors='surrogateescape', newline=''
+    ) as file:
+      reader = csv.reader(file, dialect)
+      for row in reader:
+        where = f'{path} line {reader.line_num}'
+        if row:
+          yield where, row
+  except (OSError, csv.Error) as error:
+    raise ValueError(f'{where}: want a table, got {error}') from None

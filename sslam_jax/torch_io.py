@@ -1,0 +1,131 @@
+"""Official PyTorch tensor names and layouts <-> our parameters.
+
+One table of rules serves both directions. Layers are stacked here, numbered
+there. Source: names and shapes of the fairseq checkpoints of EAT and SSLAM.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax
+import numpy as np
+
+_POSITIONS = 'modality_encoders.IMAGE.fixed_positional_encoder.positions'
+_IMAGE = 'modality_encoders.IMAGE.'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+  """One kind of tensor.
+
+  Attributes:
+    ours: Path of the leaf in our parameters.
+    theirs: Official name; {} is the layer, stacked on our first axis.
+    load: Official layout to ours.
+    save: The inverse; the second argument is the rule's official rank.
+  """
+
+  ours: str
+  theirs: str
+  load: Callable[[np.ndarray], np.ndarray] = lambda x: x
+  save: Callable[[np.ndarray], np.ndarray] = lambda x: x
+
+
+def _linear(ours: str, theirs: str) -> list[_Rule]:
+  return [
+      _Rule(f'{ours}/kernel', f'{theirs}.weight', np.transpose, np.transpose),
+      _Rule(f'{ours}/bias', f'{theirs}.bias'),
+  ]
+
+
+def _norm(ours: str, theirs: str) -> list[_Rule]:
+  return [
+      _Rule(f'{ours}/scale', f'{theirs}.weight'),
+      _Rule(f'{ours}/bias', f'{theirs}.bias'),
+  ]
+
+
+def _patch_kernel(weight_Dx1xPxP: np.ndarray) -> np.ndarray:
+  return weight_Dx1xPxP.reshape(len(weight_Dx1xPxP), -1).T
+
+
+def _patch_weight(kernel_PxD: np.ndarray) -> np.ndarray:
+  edge = round(len(kernel_PxD) ** 0.5)
+  return kernel_PxD.T.reshape(-1, 1, edge, edge)
+
+
+_RULES = [
+    _Rule('encoder/clip', f'{_IMAGE}extra_tokens',
+          lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
+    _Rule('encoder/patch/kernel', f'{_IMAGE}local_encoder.proj.weight',
+          _patch_kernel, _patch_weight),
+    _Rule('encoder/patch/bias', f'{_IMAGE}local_encoder.proj.bias'),
+    *_norm('encoder/pre_norm', f'{_IMAGE}context_encoder.norm'),
+    *_linear('encoder/blocks/attention/qkv', 'blocks.{}.attn.qkv'),
+    *_linear('encoder/blocks/attention/out', 'blocks.{}.attn.proj'),
+    *_norm('encoder/blocks/norm1', 'blocks.{}.norm1'),
+    *_norm('encoder/blocks/norm2', 'blocks.{}.norm2'),
+    *_linear('encoder/blocks/mlp1', 'blocks.{}.mlp.fc1'),
+    *_linear('encoder/blocks/mlp2', 'blocks.{}.mlp.fc2'),
+    _Rule('decoder/layers/kernel', f'{_IMAGE}decoder.blocks.{{}}.0.weight',
+          lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    _Rule('decoder/layers/bias', f'{_IMAGE}decoder.blocks.{{}}.0.bias'),
+    *_linear('decoder/out', f'{_IMAGE}decoder.proj'),
+]
+
+
+def from_torch(tensors: dict[str, np.ndarray]) -> Any:
+  """Our parameters from official tensors of a student or a teacher.
+
+  Args:
+    tensors: By official name. The table of positions is a constant here and
+      is passed over; without decoder tensors there is no decoder.
+
+  Raises:
+    ValueError: Names no rule knows, or layers missing from a stack.
+  """
+  left = {name: x for name, x in tensors.items() if name != _POSITIONS}
+  leaves = {}
+  for rule in _RULES:
+    names = _layer_names(rule.theirs, left)
+    if not names:
+      continue
+    parts = [rule.load(left.pop(name)) for name in names]
+    stacked = np.stack(parts) if '{}' in rule.theirs else parts[0]
+    leaves[rule.ours] = np.ascontiguousarray(stacked)
+  missing = [rule.theirs for rule in _RULES
+             if rule.ours.startswith('encoder') and rule.ours not in leaves]
+  if left or missing:
+    raise ValueError(f'official tensors: unknown names {sorted(left)}, '
+                     f'missing names {missing}')
+  return flax.traverse_util.unflatten_dict(leaves, sep='/')
+
+
+def to_torch(params: Any) -> dict[str, np.ndarray]:
+  """The inverse of `from_torch`, without the table of positions."""
+  leaves = flax.traverse_util.flatten_dict(params, sep='/')
+  rules = {rule.ours: rule for rule in _RULES}
+  if unknown := sorted(set(leaves) - set(rules)):
+    raise ValueError(f'parameters without an official name: {unknown}')
+  tensors = {}
+  for path, leaf in leaves.items():
+    rule = rules[path]
+    layers = np.asarray(leaf) if '{}' in rule.theirs else np.asarray(leaf)[None]
+    for index, layer in enumerate(layers):
+      name = rule.theirs.format(index)
+      tensors[name] = np.ascontiguousarray(rule.save(layer))
+  return tensors
+
+
+def _layer_names(pattern: str, names: Iterable[str]) -> list[str]:
+  """Names that match, by layer number; they must run from 0 without a gap."""
+  regex = re.compile(re.escape(pattern).replace(r'\{\}', r'(\d+)') + '$')
+  found = sorted(
+      (int(match[1]) if match.groups() else 0, name)
+      for name in names if (match := regex.match(name))
+  )
+  if [number for number, _ in found] != list(range(len(found))):
+    raise ValueError(f'official tensors: layers missing from {pattern}')
+  return [name for _, name in found]

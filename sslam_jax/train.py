@@ -1,0 +1,395 @@
+"""Training: one pure step, spread over devices, and the loop around it."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sslam_jax import checkpoint
+from sslam_jax import config as config_lib
+from sslam_jax import data as data_lib
+from sslam_jax import objectives
+from sslam_jax import optim as optim_lib
+from sslam_jax import pictures
+from sslam_jax import report as report_lib
+from sslam_jax import state as state_lib
+from sslam_jax import views as views_lib
+
+_AXIS = data_lib.AXIS
+_CONFIG = 'config.json'
+# Fields that may change when a run is resumed: they leave its numbers alone.
+_FREE_FIELDS = (
+    'workdir', 'devices', 'data.workers', 'data.threads', 'log_every',
+    'pictures_every', 'keep.every', 'keep.last', 'keep.forever_every',
+)  # fmt: skip
+
+Metrics = dict[str, float]
+logger = report_lib.logger
+
+
+class TrainingStopped(RuntimeError):
+  """The run cannot go on: its loss or its targets are not healthy."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Guard:
+  """When a run is stopped; a non-finite loss or gradient always does.
+
+  Attributes:
+    min_target_std: Least deviation of the targets over hidden tokens; 1 is
+      healthy, 0 is collapse.
+    min_prediction_std: The same of the predictions.
+    after_steps: Steps before the two are looked at.
+  """
+
+  min_target_std: float = 0.1
+  min_prediction_std: float = 0.01
+  after_steps: int = 5000
+
+  def __post_init__(self) -> None:
+    for name in ('min_target_std', 'min_prediction_std', 'after_steps'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}: want at least 0, got {getattr(self, name)}')
+
+  def check(self, step: int, metrics: Metrics) -> None:
+    """Raises TrainingStopped with the step and the number at fault."""
+    for name in ('loss', 'grad_norm'):
+      if not np.isfinite(metrics[name]):
+        raise TrainingStopped(f'step {step}: {name} is {metrics[name]}, '
+                              f'want a finite number')
+    if step <= self.after_steps:
+      return
+    for name in ('target_std', 'prediction_std'):
+      least = getattr(self, f'min_{name}')
+      if metrics[name] < least:
+        raise TrainingStopped(
+            f'step {step}: {name} collapsed to {metrics[name]:.3g}, want at '
+            f'least {least} (guard.min_{name})'
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config:
+  """Configuration of a run.
+
+  Attributes:
+    workdir: Its folder; the same command resumes what it holds.
+    objective: What is learned.
+    data: From what.
+    optim: By which updates.
+    steps: How many updates.
+    batch: Clips per update, over all devices.
+    accumulate: Parts that a device's batch is computed in, to save memory.
+    devices: How many to use; None for all.
+    seed: Of parameters, data order, masks, mixtures and noise.
+    init_from: Run folder whose student and teacher to start from, or None.
+    keep: Checkpoints.
+    guard: When to stop.
+    log_every: Steps from one line of metrics to the next.
+    pictures_every: Steps from one picture to the next; None for none at all.
+  """
+
+  workdir: str
+  objective: objectives.Objective
+  data: data_lib.Data
+  optim: optim_lib.Optim
+  steps: int
+  batch: int = 48
+  accumulate: int = 1
+  devices: int | None = None
+  seed: int = 1
+  init_from: str | None = None
+  keep: checkpoint.Keep
+  guard: Guard = dataclasses.field(default_factory=Guard)
+  log_every: int
+  pictures_every: int | None
+
+  def __post_init__(self) -> None:
+    for name in ('steps', 'batch', 'accumulate', 'devices', 'log_every',
+                 'pictures_every'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name}: want at least 1, got {value}')
+    if self.seed < 0:
+      raise ValueError(f'seed: want at least 0, got {self.seed}')
+    self.optim.schedule(self.steps)
+    grid = self.objective.vit.grid(self.data.mel.frames, self.data.mel.mel_bins)
+    self.data.mask.kept(grid)
+    if self.objective.mixes and self.data.mix is None:
+      raise ValueError('data.mix: want how to mix, as the objective sees '
+                       'mixtures; got None')
+    if self.data.mix is not None:
+      if not self.objective.mixes:
+        raise ValueError('data.mix: want None, as the objective sees no '
+                         'mixtures; got a mix')
+      self.data.mix.clean(grid[0])
+
+
+def train_step(
+    state: state_lib.TrainState,
+    views: views_lib.Views,
+    *,
+    objective: objectives.Objective,
+    tx: optax.GradientTransformation,
+    accumulate: int,
+) -> tuple[state_lib.TrainState, objectives.Scalars]:
+  """One update, on one device's views; runs under `shard_map`.
+
+  The loss is a sum of shares over devices and accumulated parts, each divided
+  by the counts of the whole batch: so gradients are summed, not averaged.
+  """
+  counts = jax.lax.psum(objective.counts(views), _AXIS)
+  rng = jax.random.fold_in(state.rng, state.step)
+  # As device-varying values the parameters get this device's gradient alone,
+  # which is summed once instead of after every part.
+  params = jax.tree.map(_varying, state.params)
+
+  def share(part: views_lib.Views) -> tuple[Any, objectives.Scalars]:
+    loss = functools.partial(
+        objective.loss, teacher=state.teacher, views=part, rng=rng,
+        counts=counts,
+    )
+    (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, sums
+
+  grads, sums = jax.lax.psum(_sum_parts(share, views, accumulate), _AXIS)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  new_params = optax.apply_updates(state.params, updates)
+  step = state.step + 1
+  teacher = objective.ema.follow(
+      state.teacher, objective.teacher(new_params), step
+  )
+  metrics = objective.metrics(sums, counts) | {
+      'grad_norm': optax.tree.norm(grads),
+      'ema_decay': 1 - objective.ema.step_size(step),
+  }
+  return (
+      state_lib.TrainState(step, new_params, teacher, opt_state, state.rng),
+      metrics,
+  )
+
+
+def compile_step(
+    config: Config, mesh: Mesh
+) -> Callable[
+    [state_lib.TrainState, views_lib.Views],
+    tuple[state_lib.TrainState, objectives.Scalars],
+]:
+  """`train_step` over the mesh, jitted; the given state is used up."""
+  schedule = config.optim.schedule(config.steps)
+
+  def step(
+      state: state_lib.TrainState, views: views_lib.Views
+  ) -> tuple[state_lib.TrainState, objectives.Scalars]:
+    new_state, metrics = train_step(
+        state, views, objective=config.objective,
+        tx=config.optim.build(config.steps), accumulate=config.accumulate,
+    )
+    return new_state, metrics | {'lr': jnp.asarray(schedule(state.step))}
+
+  everywhere, spread = PartitionSpec(), PartitionSpec(_AXIS)
+  return jax.jit(
+      jax.shard_map(step, mesh=mesh, in_specs=(everywhere, spread),
+                    out_specs=everywhere),
+      donate_argnums=0,
+  )
+
+
+def create_state(config: Config, mesh: Mesh) -> state_lib.TrainState:
+  """The state at step 0, the same on every device of the mesh."""
+
+  def create() -> state_lib.TrainState:
+    rng = jax.random.key(config.seed)
+    mel = config.data.mel
+    params = config.objective.init(rng, (mel.frames, mel.mel_bins))
+    return state_lib.TrainState(
+        step=jnp.int32(0),
+        params=params,
+        teacher=jax.tree.map(jnp.copy, config.objective.teacher(params)),
+        opt_state=config.optim.build(config.steps).init(params),
+        rng=rng,
+    )
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(create, out_shardings=everywhere)()
+
+
+def make_mesh(config: Config) -> Mesh:
+  """The devices of a run, in a row.
+
+  Raises:
+    ValueError: The batch cannot be spread over them.
+  """
+  found = jax.device_count()
+  devices = config.devices or found
+  if devices > found:
+    raise ValueError(f'devices: want at most the {found} found, got {devices}')
+  parts = devices * config.accumulate
+  if config.batch % parts:
+    raise ValueError(
+        f'batch: want a multiple of {parts} ({devices} devices x '
+        f'accumulate {config.accumulate}), got {config.batch}'
+    )
+  mix = config.data.mix
+  if mix is not None and config.batch // devices % mix.group:
+    raise ValueError(
+        f'data.mix.group: want a divisor of the {config.batch // devices} '
+        f'clips of a device (batch {config.batch} on {devices} devices), '
+        f'got {mix.group}'
+    )
+  return jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,),
+                       devices=jax.devices()[:devices])
+
+
+def run(config: Config) -> state_lib.TrainState:
+  """Trains to the end, from the last checkpoint in the run folder if any.
+
+  Raises:
+    ValueError: Something about the configuration or the data cannot work;
+      found before the first step, and before anything is written.
+    TrainingStopped: See `Guard`; earlier checkpoints stay as they are.
+  """
+  workdir = pathlib.Path(config.workdir)
+  mesh = make_mesh(config)
+  feed = data_lib.Feed(
+      config.data, batch=config.batch, seed=config.seed,
+      patch=config.objective.vit.patch, mesh=mesh,
+  )
+  _check_folder(workdir, config)
+  state = create_state(config, mesh)
+  resumes = checkpoint.latest_step(config.workdir) is not None
+  if config.init_from is not None and not resumes:
+    state = _start_from(config.init_from, state)
+  checkpointer = checkpoint.Checkpointer(config.workdir, config.keep)
+  if resumes:
+    state, data_state = checkpointer.restore(state)
+    feed.set_state(data_state)
+  (workdir / _CONFIG).write_text(config_lib.to_json(config), encoding='utf-8')
+  start = int(state.step)
+  report = report_lib.Report(
+      config.workdir, start=start, steps=config.steps, batch=config.batch
+  )
+  logger.info('run folder %s: %s step %d of %d, on %d x %s', workdir,
+              'resumes after' if start else 'starts at', start, config.steps,
+              mesh.size, mesh.devices.flat[0].device_kind)
+  try:
+    state = _loop(config, compile_step(config, mesh), state, feed,
+                  checkpointer, report)
+    if config.pictures_every is not None and pictures.available():
+      pictures.draw_losses(workdir / 'pictures' / 'losses.png',
+                           report_lib.read_metrics(config.workdir))
+  except TrainingStopped as error:
+    logger.error('%s', error)
+    raise
+  finally:
+    feed.close()
+    checkpointer.close()
+    report.close()
+  return state
+
+
+def _loop(
+    config: Config,
+    step_fn: Callable[..., Any],
+    state: state_lib.TrainState,
+    feed: data_lib.Feed,
+    checkpointer: checkpoint.Checkpointer,
+    report: report_lib.Report,
+) -> state_lib.TrainState:
+  """All steps from `state` on; metrics are fetched one step late."""
+  start = int(state.step)
+  picture_every = config.pictures_every
+  if picture_every is not None and not pictures.available():
+    logger.warning('no pictures: want matplotlib, which is not installed '
+                   '(pip install -r requirements-plot.txt)')
+    picture_every = None
+  pending: tuple[int, objectives.Scalars] | None = None
+  for step in range(start + 1, config.steps + 1):
+    ids, views = next(feed)
+    if picture_every and (step == start + 1 or step % picture_every == 0):
+      path = pathlib.Path(config.workdir) / 'pictures' / f'step_{step:07d}.png'
+      pictures.draw_views(path, ids, views, config.objective.vit.patch)
+    state, metrics = step_fn(state, views)
+    if pending is not None:
+      _consume(*pending, config, report)
+    pending = (step, metrics)
+    if step % config.keep.every == 0 or step == config.steps:
+      # A state is saved only once its own metrics are known to be sound.
+      _consume(*pending, config, report)
+      pending = None
+      checkpointer.save(step, state, feed.get_state())
+  return state
+
+
+def _consume(
+    step: int,
+    metrics: objectives.Scalars,
+    config: Config,
+    report: report_lib.Report,
+) -> None:
+  """Waits for a step's metrics, checks, shows and writes them."""
+  values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  report.progress(step, values)
+  if step % config.log_every == 0 or step in (1, config.steps):
+    report.write(step, values)
+  config.guard.check(step, values)
+
+
+def _check_folder(workdir: pathlib.Path, config: Config) -> None:
+  """Refuses a folder that holds a run of another configuration."""
+  saved = workdir / _CONFIG
+  if not saved.exists():
+    return
+  old = config_lib.from_json(saved.read_text(encoding='utf-8'))
+  changed = {
+      name: values
+      for name, values in config_lib.differences(old, config).items()
+      if name not in _FREE_FIELDS
+  }
+  if changed:
+    lines = [f'{name} was {was!r}, now {now!r}'
+             for name, (was, now) in changed.items()]
+    raise ValueError(f'{workdir}: holds a run with another configuration; '
+                     f'take another --workdir. ' + '; '.join(lines))
+
+
+def _start_from(
+    path: str, state: state_lib.TrainState
+) -> state_lib.TrainState:
+  """Student and teacher of another run; all else starts anew."""
+  return dataclasses.replace(
+      state,
+      params=checkpoint.load_params(path, like=state.params),
+      teacher=checkpoint.load_teacher(path, like=state.teacher),
+  )
+
+
+def _sum_parts(
+    function: Callable[[views_lib.Views], Any],
+    views: views_lib.Views,
+    parts: int,
+) -> Any:
+  """Sum of `function` over equal parts of the views, one after another."""
+  stacked = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), views)
+  first = jax.tree.map(lambda x: x[0], stacked)
+  zero = jax.tree.map(
+      lambda x: _varying(jnp.zeros(x.shape, x.dtype)),
+      jax.eval_shape(function, first),
+  )
+
+  def add(total: Any, part: views_lib.Views) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, function(part)), None
+
+  return jax.lax.scan(add, zero, stacked)[0]
+
+
+def _varying(x: Array) -> Array:
+  return jax.lax.pcast(x, (_AXIS,), to='varying')

@@ -1,0 +1,114 @@
+"""What is saved comes back, on any devices, and nothing else is accepted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sslam_jax import checkpoint
+from sslam_jax import train
+from tests import tiny
+
+
+def state_on(devices, seed=1):
+  config = tiny.stage1('unused', devices=devices, seed=seed)
+  return train.create_state(config, train.make_mesh(config))
+
+
+def assert_equal(ours, theirs):
+  plain = lambda s: jax.device_get(  # noqa: E731
+      s.replace(rng=jax.random.key_data(s.rng))
+  )
+  jax.tree.map(np.testing.assert_array_equal, plain(ours), plain(theirs))
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A run folder with checkpoints of steps 1 to 4 (2 latest and one more)."""
+  workdir = tmp_path_factory.mktemp('saved')
+  state = state_on(1)
+  keep = checkpoint.Keep(every=1, last=2, forever_every=2)
+  saver = checkpoint.Checkpointer(workdir, keep)
+  for step in range(1, 6):
+    state = state.replace(step=jnp.int32(step))
+    saver.save(step, state, {'batches': step})
+  saver.close()
+  return workdir, state
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_state_comes_back_on_any_devices(saved, devices):
+  workdir, state = saved
+  like = state_on(devices, seed=2)
+  saver = checkpoint.Checkpointer(workdir, checkpoint.Keep(every=1))
+  restored, data_state = saver.restore(like)
+  saver.close()
+  assert_equal(restored, state)
+  assert data_state == {'batches': 5}
+  assert len(jax.tree.leaves(restored.params)[0].devices()) == devices
+
+
+def test_latest_and_every_second_are_kept(saved):
+  steps = {int(p.name) for p in (saved[0] / 'checkpoints').iterdir()}
+  assert steps == {2, 4, 5}
+  assert checkpoint.latest_step(saved[0]) == 5
+
+
+def test_parameters_load_without_the_rest(saved):
+  workdir, state = saved
+  like = state_on(1, seed=2)
+  params = checkpoint.load_params(workdir, like=like.params)
+  teacher = checkpoint.load_teacher(workdir, like=like.teacher)
+  jax.tree.map(np.testing.assert_array_equal, params, state.params)
+  jax.tree.map(np.testing.assert_array_equal, teacher, state.teacher)
+
+
+def test_differing_leaves_are_all_named(saved):
+  workdir, state = saved
+  like = dict(jax.device_get(state.params))
+  like['head'] = {'bias': np.zeros(3)}
+  like['encoder'] = {**like['encoder'], 'clip': np.zeros(7)}
+  del like['decoder']
+  with pytest.raises(ValueError) as error:
+    checkpoint.load_params(workdir, like=like)
+  for part in ('head/bias want (3,), got nothing',
+               'encoder/clip want (7,), got (32,)',
+               'decoder/out/bias want nothing, got (32,)'):
+    assert part in str(error.value)
+
+
+def test_no_run_folder_is_told_from_an_empty_one(tmp_path):
+  for path, message in ((tmp_path / 'none', 'does not exist'),
+                        (tmp_path, 'without checkpoints/')):
+    with pytest.raises(ValueError, match=message):
+      checkpoint.load_params(str(path), like={})
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(ValueError, match='without a complete checkpoint'):
+    checkpoint.load_params(str(tmp_path), like={})
+
+
+def test_interrupted_save_does_not_count(saved, tmp_path):
+  """What a kill leaves behind is a folder with a temporary name."""
+  folder = tmp_path / 'checkpoints'
+  folder.mkdir()
+  (folder / '7.orbax-checkpoint-tmp').mkdir()
+  assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_state_is_saved_as_it_was_though_training_goes_on(tmp_path):
+  """Saving is asynchronous and steps reuse the state's memory."""
+  config = tiny.stage1(tmp_path)
+  mesh = train.make_mesh(config)
+  step_fn, state = train.compile_step(config, mesh), state_on(1)
+  from sslam_jax import data
+  feed = data.Feed(config.data, batch=8, seed=1, patch=16, mesh=mesh)
+  _, views = next(feed)
+  feed.close()
+  saver = checkpoint.Checkpointer(tmp_path, config.keep)
+  before = jax.device_get(jax.tree.map(jnp.copy, state.params))
+  saver.save(1, state, {})
+  for _ in range(3):
+    state, _ = step_fn(state, views)
+  saver.close()
+  loaded = checkpoint.load_params(tmp_path, like=state.params)
+  jax.tree.map(np.testing.assert_array_equal, loaded, before)

@@ -1,0 +1,194 @@
+"""The pipeline: one stream for any workers, threads, start and devices."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sslam_jax import clips
+from sslam_jax import data
+from sslam_jax import mixing
+from sslam_jax import train
+from tests import tiny
+
+MEL_TOLERANCE = 1e-4  # the front end on other batch sizes
+
+
+def data_of(**changes):
+  return dataclasses.replace(tiny.stage2('unused').data, **changes)
+
+
+def take(config, batches, start=0, batch=4, seed=1):
+  iterator = iter(data.records(config, batch=batch, seed=seed, patch=16,
+                               start=start))
+  found = [next(iterator) for _ in range(batches)]
+  iterator.close()
+  return found
+
+
+def assert_same(ours, theirs):
+  assert len(ours) == len(theirs)
+  for a, b in zip(ours, theirs):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def stream():
+  return take(data_of(), 7)
+
+
+@pytest.mark.parametrize('changes', [{'threads': 1}, {'threads': 8}])
+def test_stream_is_the_same_for_any_threads(stream, changes):
+  assert_same(take(data_of(**changes), 7), stream)
+
+
+def test_stream_is_the_same_with_worker_processes(stream):
+  assert_same(take(data_of(workers=2), 7), stream)
+
+
+def test_stream_continues_from_any_batch(stream):
+  assert_same(take(data_of(), 3, start=4), stream[4:])
+
+
+def test_another_seed_is_another_stream(stream):
+  other = take(data_of(), 1, seed=2)
+  assert not np.array_equal(other[0]['wave'], stream[0]['wave'])
+
+
+def test_each_epoch_is_a_permutation_with_new_draws(stream):
+  ids = np.concatenate([record['id'] for record in stream])
+  assert sorted(ids[:12]) == sorted(set(ids))  # 12 clips in the source
+  assert list(ids[:12]) != sorted(ids[:12])
+  assert list(ids[12:24]) != list(ids[:12])
+  keep = np.concatenate([record['keep'] for record in stream])
+  first = ids[0]
+  again = 12 + list(ids[12:24]).index(first)
+  assert not np.array_equal(keep[0], keep[again])
+
+
+def test_records_hold_masks_columns_and_valid_lengths(stream):
+  record = stream[0]
+  assert record['keep'].shape == (4, tiny.CLONES, 4)
+  assert record['keep'].dtype == np.int32
+  assert record['column'].shape == (4, 8 - 2 * 1)
+  samples = data_of().mel.samples
+  assert record['wave'].shape == (4, samples)
+  assert list(record['samples']) == [samples] * 4  # 1.5 s in clips of 1.295 s
+
+
+class Ramp:
+  """One clip whose samples tell their own place; counts what is read."""
+
+  def __init__(self, samples, rate_hz=16_000):
+    self.samples, self.rate_hz, self.asked = samples, rate_hz, []
+
+  def __len__(self):
+    return 1
+
+  def __getitem__(self, index):
+    return clips.Clip(id='ramp', labels=(), rate_hz=self.rate_hz,
+                      samples=self.samples, read=self._read)
+
+  def _read(self, start, count):
+    self.asked.append((start, count))
+    assert start + count <= self.samples
+    return np.arange(start, start + count, dtype=np.float32)
+
+
+def test_long_clip_is_cut_at_random_places_and_only_that_part_is_read():
+  ramp, config = Ramp(1_000_000), data_of()
+  rng = np.random.default_rng(0)
+  waves = [data.excerpt(ramp[0], config, rng) for _ in range(50)]
+  assert {len(w) for w in waves} == {config.mel.samples}
+  assert {count for _, count in ramp.asked} == {config.mel.samples}
+  starts = np.array([w[0] for w in waves])
+  assert starts.min() < 100_000
+  assert starts.max() > 850_000
+
+
+def test_crop_start_takes_the_beginning():
+  config = data_of(crop='start')
+  wave = data.excerpt(Ramp(1_000_000)[0], config, np.random.default_rng(0))
+  np.testing.assert_array_equal(wave, np.arange(config.mel.samples))
+
+
+def test_short_clip_is_kept_whole():
+  wave = data.excerpt(Ramp(500)[0], data_of(), np.random.default_rng(0))
+  np.testing.assert_array_equal(wave, np.arange(500))
+
+
+@pytest.mark.parametrize('rate_hz', [8000, 22_050, 44_100, 48_000])
+def test_other_rates_are_resampled_to_the_full_length(rate_hz):
+  config = data_of()
+  wave = data.excerpt(Ramp(10 * rate_hz, rate_hz)[0], config,
+                      np.random.default_rng(0))
+  assert len(wave) == config.mel.samples
+  # A ramp stays a ramp, steeper by the ratio of the rates.
+  slope = np.diff(wave[2000:-2000]).mean()
+  np.testing.assert_allclose(slope, rate_hz / 16_000, rtol=1e-2)
+
+
+def feed_of(devices, config=None):
+  run = tiny.stage2('unused', devices=devices)
+  config = config or run.data
+  return data.Feed(config, batch=8, seed=1, patch=16,
+                   mesh=train.make_mesh(run))
+
+
+def test_views_are_the_same_on_any_devices():
+  ids, views = next(feed_of(4))
+  expected_ids, expected = next(feed_of(1))
+  assert ids == expected_ids
+  assert len(views.mel_BxTxF.sharding.device_set) == 4
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=MEL_TOLERANCE), views, expected)
+
+
+def test_views_hold_the_mixture_of_the_group():
+  _, views = next(feed_of(1))
+  mel = np.asarray(views.mel_BxTxF)
+  partner = mel.reshape(4, 2, *mel.shape[1:])[:, ::-1].reshape(mel.shape)
+  np.testing.assert_array_equal(views.mixture.partner_BxTxF, partner)
+  columns = np.asarray(views.mixture.column_BxC)
+  np.testing.assert_array_equal(columns[::2], columns[1::2])  # shared
+  for clip in range(8):
+    is_mixed = np.isin(np.arange(128) // 16, columns[clip])[:, None]
+    expected = np.where(is_mixed, np.maximum(mel, partner)[clip], mel[clip])
+    np.testing.assert_array_equal(views.mixture.mel_BxTxF[clip], expected)
+
+
+def test_columns_of_a_clip_are_its_own_unless_shared():
+  config = data_of(mix=mixing.PartialMix(group=2, shared_columns=False))
+  _, views = next(feed_of(1, config))
+  columns = np.asarray(views.mixture.column_BxC)
+  assert any((columns[i] != columns[i + 1]).any() for i in range(0, 8, 2))
+
+
+def test_saved_feed_continues_exactly():
+  feed, other = feed_of(1), feed_of(4)
+  for _ in range(3):
+    next(feed)
+  state = json.loads(json.dumps(feed.get_state()))
+  ids, views = next(feed)
+  other.set_state(state)
+  other_ids, other_views = next(other)
+  assert ids == other_ids
+  np.testing.assert_array_equal(views.keep_BxMxK, other_views.keep_BxMxK)
+
+
+def test_state_of_another_stream_is_refused():
+  feed = feed_of(1)
+  with pytest.raises(ValueError, match='saved stream is of .*"clips": 11'):
+    feed.set_state({**feed.get_state(), 'clips': 11})
+
+
+@pytest.mark.parametrize(('field', 'value'), [
+    ('clones', 0), ('workers', -1), ('threads', 0)
+])
+def test_bad_numbers_are_refused(field, value):
+  with pytest.raises(ValueError, match=f'{field}: want at least'):
+    data_of(**{field: value})

@@ -1,0 +1,81 @@
+"""Losses and their statistics against NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sslam_jax import losses
+
+TOLERANCE = 1e-5  # relative
+
+
+def test_regression_by_hand():
+  prediction = np.float32([[1, 2, 3, 4], [0, 0, 0, 0]])
+  target = np.float32([[0, 0, 0, 0], [3, 0, 0, -4]])
+  # sums of squares 30 and 25, over sqrt(4)
+  np.testing.assert_allclose(losses.regression(prediction, target),
+                             [15.0, 12.5], rtol=TOLERANCE)
+
+
+def test_regression_sums_only_the_channels():
+  rng = np.random.default_rng(0)
+  prediction, target = rng.standard_normal((2, 2, 3, 5, 7)).astype(np.float32)
+  expected = np.zeros((2, 3, 5))
+  for b, m, n in np.ndindex(2, 3, 5):
+    squares = [(float(p) - float(t)) ** 2
+               for p, t in zip(prediction[b, m, n], target[b, m, n])]
+    expected[b, m, n] = sum(squares) / 7**0.5
+  np.testing.assert_allclose(losses.regression(prediction, target), expected,
+                             rtol=TOLERANCE)
+
+
+def test_regression_is_float32_for_bfloat16_predictions():
+  prediction = jnp.full((3, 16), 1.0, jnp.bfloat16)
+  target = jnp.full((3, 16), 1.001, jnp.float32)  # 1.0 in bfloat16
+  loss = losses.regression(prediction, target)
+  assert loss.dtype == np.float32
+  np.testing.assert_allclose(loss, 16 * 1e-6 / 4, rtol=1e-3)
+
+
+def test_moments_weigh_each_row_by_its_count():
+  rng = np.random.default_rng(1)
+  x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+  count = np.array([[0, 1, 2], [3, 0, 1]])
+  rows = [x[b, n] for b, n in np.ndindex(2, 3) for _ in range(count[b, n])]
+  expected = [np.sum(rows, 0, np.float64), np.sum(np.square(rows), 0)]
+  np.testing.assert_allclose(losses.moments(x, count), expected,
+                             rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_moments_count_booleans_and_sum_in_float32():
+  x = jnp.full((1_000, 2), 1.0, jnp.bfloat16)
+  total = losses.moments(x, np.arange(1_000) < 777)
+  assert total.dtype == np.float32
+  np.testing.assert_array_equal(total, np.full((2, 2), 777.0))
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-4, 1.0, 30.0])
+def test_mean_std_is_numpy_s_unbiased_one(scale):
+  rng = np.random.default_rng(2)
+  x = (scale * rng.standard_normal((4, 5, 6)) + 0.25 * scale).astype(np.float32)
+  ones = np.ones((4, 5), np.float32)
+  ours = losses.mean_std(losses.moments(x, ones), np.float32(20))
+  variance = x.reshape(20, 6).astype(np.float64).var(axis=0, ddof=1)
+  np.testing.assert_allclose(ours, np.sqrt(variance + 1e-6).mean(),
+                             rtol=TOLERANCE)
+
+
+def test_mean_std_of_a_constant_is_never_undefined():
+  """Rounding may make the variance of 0.1, 0.1, ... negative."""
+  x = np.full((999, 3), 0.1, np.float32)
+  std = losses.mean_std(losses.moments(x, np.ones(999)), np.float32(999))
+  assert 1e-3 <= std < 2e-3
+
+
+def test_moments_of_parts_add_up():
+  rng = np.random.default_rng(3)
+  x = rng.standard_normal((6, 4)).astype(np.float32)
+  count = np.arange(6)
+  parts = [losses.moments(x[i : i + 3], count[i : i + 3]) for i in (0, 3)]
+  np.testing.assert_allclose(parts[0] + parts[1], losses.moments(x, count),
+                             rtol=TOLERANCE)

@@ -1,0 +1,285 @@
+"""The training step on any number of devices, and the loop around it."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from sslam_jax import checkpoint
+from sslam_jax import data
+from sslam_jax import report
+from sslam_jax import train
+from tests import tiny
+
+# Sums over devices are taken in another order than over one.
+GRADIENT_TOLERANCE = 1e-5  # of each tensor's norm
+LOSS_TOLERANCE = 1e-5  # relative
+PARAMETER_TOLERANCE = 2e-5  # absolute, after 20 updates of at most 1e-3
+STEPS = 20
+
+
+def feed_of(config, mesh):
+  return data.Feed(
+      config.data, batch=config.batch, seed=config.seed,
+      patch=config.objective.vit.patch, mesh=mesh,
+  )
+
+
+@functools.cache
+def twenty_steps(devices, accumulate):
+  """Metrics of every step and the last state, at stage 2."""
+  config = tiny.stage2('unused', steps=STEPS, devices=devices,
+                       accumulate=accumulate)
+  mesh = train.make_mesh(config)
+  step_fn = train.compile_step(config, mesh)
+  state, feed = train.create_state(config, mesh), feed_of(config, mesh)
+  history = []
+  for _ in range(STEPS):
+    _, views = next(feed)
+    state, metrics = step_fn(state, views)
+    history.append(jax.device_get(metrics))
+  feed.close()
+  return history, jax.device_get(
+      dataclasses.replace(state, rng=jax.random.key_data(state.rng))
+  )
+
+
+@functools.cache
+def first_gradients(devices, accumulate):
+  """The gradients themselves: Adam hides a wrong factor."""
+  config = tiny.stage2('unused', devices=devices, accumulate=accumulate)
+  mesh = train.make_mesh(config)
+  state, feed = train.create_state(config, mesh), feed_of(config, mesh)
+  _, views = next(feed)
+  feed.close()
+  # Plain gradient descent of rate 1: the update is minus the gradient.
+  step = functools.partial(
+      train.train_step, objective=config.objective, tx=optax.sgd(1.0),
+      accumulate=accumulate,
+  )
+  state = state.replace(opt_state=optax.sgd(1.0).init(state.params))
+  new, metrics = jax.jit(jax.shard_map(
+      step, mesh=mesh,
+      in_specs=(PartitionSpec(), PartitionSpec(data.AXIS)),
+      out_specs=PartitionSpec(),
+  ))(state, views)
+  gradients = jax.tree.map(lambda a, b: np.asarray(a - b), state.params,
+                           new.params)
+  return gradients, jax.device_get(metrics)
+
+
+def assert_close_gradients(ours, theirs):
+  def check(path, a, b):
+    error = np.linalg.norm(a - b) / np.linalg.norm(b)
+    assert error < GRADIENT_TOLERANCE, (jax.tree_util.keystr(path), error)
+
+  jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+@pytest.mark.parametrize(('devices', 'accumulate'), [(4, 1), (2, 2), (1, 4)])
+def test_gradients_do_not_depend_on_how_the_batch_is_cut(devices, accumulate):
+  gradients, metrics = first_gradients(devices, accumulate)
+  expected, expected_metrics = first_gradients(1, 1)
+  assert_close_gradients(gradients, expected)
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=LOSS_TOLERANCE,
+                               err_msg=name)
+
+
+@pytest.mark.parametrize(('devices', 'accumulate'), [(4, 1), (2, 2)])
+def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate):
+  history, state = twenty_steps(devices, accumulate)
+  expected_history, expected = twenty_steps(1, 1)
+  for metrics, expected_metrics in zip(history, expected_history):
+    for name in ('loss', 'local_clean', 'local_mixed', 'retention'):
+      np.testing.assert_allclose(metrics[name], expected_metrics[name],
+                                 rtol=LOSS_TOLERANCE, err_msg=name)
+  for ours, theirs in ((state.params, expected.params),
+                       (state.teacher, expected.teacher)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=0, atol=PARAMETER_TOLERANCE), ours, theirs)
+
+
+def test_losses_fall_and_the_teacher_follows():
+  history, state = twenty_steps(1, 1)
+  assert history[-1]['local_clean'] < 0.97 * history[0]['local_clean']
+  assert state.step == STEPS
+  distance = optax.tree.norm(jax.tree.map(
+      lambda a, b: a - b, state.teacher, state.params['encoder']))
+  assert 0 < distance < 0.5 * optax.tree.norm(state.teacher)
+
+
+def test_first_update_has_rate_zero_and_later_ones_the_schedule():
+  history, _ = twenty_steps(1, 1)
+  schedule = tiny.stage2('unused').optim.schedule(STEPS)
+  np.testing.assert_allclose([m['lr'] for m in history],
+                             [schedule(u) for u in range(STEPS)], rtol=1e-6)
+  assert history[0]['lr'] == 0
+
+
+def run_metrics(config):
+  train.run(config)
+  return [
+      {k: v for k, v in line.items() if k != 'clips_per_s'}
+      for line in report.read_metrics(config.workdir)
+  ]
+
+
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, run_metrics(tiny.stage2(workdir))
+
+
+def test_run_folder_holds_what_a_user_looks_for(whole_run):
+  workdir, metrics = whole_run
+  assert [line['step'] for line in metrics] == [1, 2, 3, 4, 5, 6]
+  assert checkpoint.latest_step(workdir) == 6
+  assert (workdir / 'config.json').exists()
+  assert 'starts at step 0 of 6' in (workdir / 'log.txt').read_text()
+  assert list(workdir.glob('events.out.tfevents.*'))
+
+
+def test_killed_run_resumes_with_the_same_losses(whole_run, tmp_path):
+  """SIGKILL after the checkpoint of step 3, in a process of its own."""
+  config = tiny.stage2(tmp_path)
+  script = (
+      'from sslam_jax import checkpoint, train; from tests import tiny;'
+      'import os, signal, sys, time;'
+      'check = train.Guard.check\n'
+      'def kill(self, step, metrics):\n'
+      '  check(self, step, metrics)\n'
+      '  if step < 5: return\n'
+      '  while not checkpoint.latest_step(sys.argv[1]): time.sleep(0.1)\n'
+      '  os.kill(os.getpid(), signal.SIGKILL)\n'
+      'train.Guard.check = kill\n'
+      'train.run(tiny.stage2(sys.argv[1]))\n'
+  )
+  root = pathlib.Path(__file__).parent.parent
+  process = subprocess.run(
+      [sys.executable, '-c', script, str(tmp_path)], cwd=root, check=False,
+      env={**os.environ, 'PYTHONPATH': str(root)}, timeout=120,
+  )
+  assert process.returncode == -signal.SIGKILL
+  assert checkpoint.latest_step(tmp_path) == 3
+  assert run_metrics(config) == whole_run[1]  # bit for bit
+  assert 'resumes after step 3' in (tmp_path / 'log.txt').read_text()
+
+
+def test_finished_run_does_nothing_more(whole_run):
+  workdir, metrics = whole_run
+  before = (workdir / 'metrics.jsonl').read_text()
+  train.run(tiny.stage2(workdir))
+  assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def test_stage2_starts_from_student_and_teacher_of_stage1(tmp_path):
+  first = train.run(tiny.stage1(tmp_path / 'one', steps=4))
+  config = tiny.stage2(tmp_path / 'two', init_from=str(tmp_path / 'one'))
+  started = train._start_from(
+      config.init_from,
+      train.create_state(config, train.make_mesh(config)),
+  )
+  for ours, theirs in ((started.params, first.params),
+                       (started.teacher, first.teacher)):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  assert started.step == 0
+
+
+def test_folder_of_another_configuration_is_refused(whole_run):
+  workdir, _ = whole_run
+  config = tiny.stage2(workdir)
+  config.optim.peak_lr = 5e-4
+  with pytest.raises(ValueError, match='optim.peak_lr was 0.001, now 0.0005'):
+    train.run(config)
+
+
+def test_collapse_stops_the_run_and_names_step_and_threshold(tmp_path):
+  guard = train.Guard(min_target_std=10.0, after_steps=4)
+  with pytest.raises(train.TrainingStopped,
+                     match='step 5: target_std collapsed .*at least 10.0'):
+    train.run(tiny.stage1(tmp_path, guard=guard))
+  assert checkpoint.latest_step(tmp_path) == 3  # nothing computed is lost
+  assert 'step 5' in (tmp_path / 'log.txt').read_text()
+
+
+def test_non_finite_loss_stops_before_it_is_saved(tmp_path):
+  config = tiny.stage1(tmp_path)
+  config.objective.global_weight = 3e38  # overflows float32
+  with pytest.raises(train.TrainingStopped, match='step 1: loss is inf'):
+    train.run(config)
+  assert checkpoint.latest_step(tmp_path) is None
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'batch': 6, 'devices': 4}, 'batch: want a multiple of 4'),
+    ({'devices': 5}, 'devices: want at most the 4 found, got 5'),
+    ({'batch': 12, 'devices': 4}, 'data.mix.group: want a divisor of the 3'),
+    ({'init_from': 'nowhere'}, 'nowhere: want a run folder, got none'),
+])  # fmt: skip
+def test_impossible_run_is_refused_before_anything_is_written(
+    tmp_path, changes, message
+):
+  workdir = tmp_path / 'run'
+  with pytest.raises(ValueError, match=message):
+    train.run(tiny.stage2(workdir, **changes))
+  assert not workdir.exists()
+
+
+def test_stage1_folder_of_another_shape_is_refused_by_name(whole_run,
+                                                           tmp_path):
+  config = tiny.stage2(tmp_path / 'run', init_from=str(whole_run[0]))
+  config.objective.vit.width = 16
+  with pytest.raises(ValueError,
+                     match=r'encoder/clip want \(16,\), got \(32,\)'):
+    train.run(config)
+
+
+@pytest.mark.parametrize(('field', 'value', 'message'), [
+    ('steps', 2, 'optim.warmup_steps: want fewer than steps 2'),
+    ('batch', 0, 'batch: want at least 1'),
+])
+def test_contradicting_values_are_refused(field, value, message):
+  with pytest.raises(ValueError, match=message):
+    tiny.stage1('unused', **{field: value})
+
+
+def test_metrics_are_plain_json(whole_run):
+  workdir, _ = whole_run
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  terms = {'loss', 'local_clean', 'local_mixed', 'global_clean',
+           'global_mixed', 'retention', 'target_std', 'prediction_std',
+           'grad_norm', 'lr', 'ema_decay', 'clips_per_s', 'step'}
+  assert set(json.loads(lines[0])) == terms
+
+
+def test_device_does_not_wait_for_metrics(tmp_path, monkeypatch):
+  """Step n + 1 is given to the device before the metrics of n are read."""
+  order = []
+  compile_step = train.compile_step
+
+  def traced(config, mesh):
+    step_fn = compile_step(config, mesh)
+
+    def step(state, views):
+      order.append('step')
+      return step_fn(state, views)
+
+    return step
+
+  consume = train._consume
+  monkeypatch.setattr(train, 'compile_step', traced)
+  monkeypatch.setattr(train, '_consume',
+                      lambda *a: (order.append('read'), consume(*a)))
+  train.run(tiny.stage1(tmp_path, keep=checkpoint.Keep(every=100)))
+  assert order == ['step', *['step', 'read'] * 5, 'read']
