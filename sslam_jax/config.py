@@ -13,7 +13,7 @@ import pathlib
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 _CLASS_KEY = 'class'  # in JSON: which dataclass an object is
@@ -102,17 +102,13 @@ def checked(config: Any, path: str = '') -> Any:
   values = {}
   for field in dataclasses.fields(config):
     name = f'{path}.{field.name}' if path else field.name
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      value = checked(value, name)
-    values[field.name] = _typed(value, hints[field.name], name)
+    values[field.name] = _typed(
+        getattr(config, field.name), hints[field.name], name
+    )
   try:
     return type(config)(**values)
   except ValueError as error:
-    prefix = f'{path}.' if path else ''
-    if str(error).startswith(prefix) and prefix:
-      raise
-    raise ValueError(f'{prefix}{error}') from None
+    raise ValueError(f'{path}.{error}' if path else str(error)) from None
 
 
 def to_json(config: Any) -> str:
@@ -122,7 +118,10 @@ def to_json(config: Any) -> str:
 
 def from_json(text: str) -> Any:
   """The inverse of `to_json`; unknown or missing fields raise ValueError."""
-  return checked(_build(json.loads(text)))
+  config = _build(json.loads(text))
+  if not dataclasses.is_dataclass(config):
+    raise ValueError(f'configuration: want an object, got {config!r}')
+  return checked(config)
 
 
 def fields(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
@@ -165,17 +164,17 @@ def _parse(text: str, hint: Any, path: str) -> Any:
     return text
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError):
     value = text
-  if typing.get_origin(hint) is tuple and not isinstance(value, (tuple, list)):
-    value = (value,)
   if _accepts(hint, str) and not _accepts(hint, type(value)):
     value = text
+  if _accepts(hint, tuple) and not isinstance(value, (tuple, list)):
+    value = value if _accepts(hint, type(value)) else (value,)
   return _typed(value, hint, path)
 
 
 def _accepts(hint: Any, kind: type) -> bool:
-  return hint is kind or any(
+  return kind in (hint, typing.get_origin(hint)) or any(
       _accepts(part, kind) for part in typing.get_args(hint)
       if typing.get_origin(hint) in (typing.Union, types.UnionType)
   )
@@ -185,9 +184,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
   """`value` as the type that `hint` asks for (1 may be 1.0), or ValueError."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
-    if any(type(value) is arg for arg in args):
-      return value
-    for arg in args:
+    # The exact type first: 1 is an int before it may be a float.
+    for arg in sorted(args, key=lambda arg: type(value) is not arg):
       try:
         return _typed(value, arg, path)
       except ValueError:
@@ -205,9 +203,9 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     pass
   elif getattr(hint, '_is_protocol', False):
     if dataclasses.is_dataclass(value):
-      return value
+      return checked(value, path)
   elif isinstance(hint, type) and isinstance(value, hint):
-    return value
+    return checked(value, path) if dataclasses.is_dataclass(value) else value
   raise ValueError(f'{path}: want {_describe(hint)}, got {value!r}')
 
 
@@ -238,10 +236,15 @@ def _build(value: Any) -> Any:
   if not isinstance(value, dict):
     return value
   values = {k: _build(v) for k, v in value.items() if k != _CLASS_KEY}
-  cls: Callable[..., Any] = pkgutil.resolve_name(value[_CLASS_KEY])
-  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-    raise ValueError(f'{value[_CLASS_KEY]}: want a configuration dataclass')
+  name = value.get(_CLASS_KEY, 'an object without a class')
   try:
-    return cls(**values)
-  except TypeError as error:
-    raise ValueError(f'{value[_CLASS_KEY]}: {error}') from None
+    cls = pkgutil.resolve_name(name)
+  except (ImportError, AttributeError, ValueError):
+    cls = None
+  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+    raise ValueError(f'{name}: want a configuration dataclass')
+  wanted = {field.name for field in dataclasses.fields(cls)}
+  if wanted != values.keys():
+    raise ValueError(f'{name}: fields {sorted(wanted - values.keys())} are '
+                     f'missing, {sorted(values.keys() - wanted)} are unknown')
+  return cls(**values)

@@ -9,7 +9,7 @@ workers, and starting it at batch n continues it exactly.
 
 import dataclasses
 import functools
-import json
+import logging
 import math
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ from sslam_jax import sources
 from sslam_jax import views
 
 AXIS = 'data'  # of the mesh: clips are spread over it
+
+_logger = logging.getLogger('sslam_jax')
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,7 +81,8 @@ def records(
       .slice(slice(start * batch, None))
       .to_iter_dataset(
           grain.ReadOptions(
-              num_threads=data.threads, prefetch_buffer_size=2 * batch
+              num_threads=data.threads,
+              prefetch_buffer_size=max(2 * batch, data.threads),
           )
       )
   )
@@ -107,9 +110,7 @@ class Feed:
     self._open = functools.partial(
         records, data, batch=batch, seed=seed, patch=patch
     )
-    self._identity = {
-        'clips': len(data.source), 'batch': batch, 'seed': seed
-    }
+    self._clips = len(data.source)
     self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     make = functools.partial(
         views.make, mel=data.mel, mix=data.mix, patch=patch
@@ -142,19 +143,18 @@ class Feed:
 
   def get_state(self) -> dict[str, int]:
     """What `set_state` needs, as plain JSON."""
-    return {'batches': self._batches, **self._identity}
+    return {'batches': self._batches, 'clips': self._clips}
 
   def set_state(self, state: dict[str, int]) -> None:
     """Continues where `state` was taken.
 
-    Raises:
-      ValueError: It was taken of another stream.
+    Where clips were added or removed since, the new stream goes on from the
+    same batch, with a warning: its clips come in another order.
     """
-    identity = {k: v for k, v in state.items() if k != 'batches'}
-    if identity != self._identity:
-      raise ValueError(
-          f'data: the saved stream is of {json.dumps(identity)}, '
-          f'this one is of {json.dumps(self._identity)}'
+    if state['clips'] != self._clips:
+      _logger.warning(
+          'data: %d clips, but %d when the run was saved: it goes on, with '
+          'the clips in another order', self._clips, state['clips'],
       )
     self.close()
     self._batches = state['batches']

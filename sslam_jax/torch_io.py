@@ -24,7 +24,7 @@ class _Rule:
     ours: Path of the leaf in our parameters.
     theirs: Official name; {} is the layer, stacked on our first axis.
     load: Official layout to ours.
-    save: The inverse; the second argument is the rule's official rank.
+    save: The inverse.
   """
 
   ours: str
@@ -84,19 +84,20 @@ def from_torch(tensors: dict[str, np.ndarray]) -> Any:
       is passed over; without decoder tensors there is no decoder.
 
   Raises:
-    ValueError: Names no rule knows, or layers missing from a stack.
+    ValueError: Names no rule knows, or missing names.
   """
   left = {name: x for name, x in tensors.items() if name != _POSITIONS}
-  leaves = {}
+  has_decoder = any('decoder' in name for name in left)
+  leaves, missing = {}, []
   for rule in _RULES:
-    names = _layer_names(rule.theirs, left)
-    if not names:
+    if rule.ours.startswith('decoder') and not has_decoder:
       continue
-    parts = [rule.load(left.pop(name)) for name in names]
-    stacked = np.stack(parts) if '{}' in rule.theirs else parts[0]
-    leaves[rule.ours] = np.ascontiguousarray(stacked)
-  missing = [rule.theirs for rule in _RULES
-             if rule.ours.startswith('encoder') and rule.ours not in leaves]
+    names = [rule.theirs.format(i) for i in range(_layers(rule, tensors))]
+    missing += [name for name in names if name not in left]
+    parts = [rule.load(left.pop(name)) for name in names if name in left]
+    if parts:
+      stacked = np.stack(parts) if '{}' in rule.theirs else parts[0]
+      leaves[rule.ours] = np.ascontiguousarray(stacked)
   if left or missing:
     raise ValueError(f'official tensors: unknown names {sorted(left)}, '
                      f'missing names {missing}')
@@ -119,13 +120,10 @@ def to_torch(params: Any) -> dict[str, np.ndarray]:
   return tensors
 
 
-def _layer_names(pattern: str, names: Iterable[str]) -> list[str]:
-  """Names that match, by layer number; they must run from 0 without a gap."""
-  regex = re.compile(re.escape(pattern).replace(r'\{\}', r'(\d+)') + '$')
-  found = sorted(
-      (int(match[1]) if match.groups() else 0, name)
-      for name in names if (match := regex.match(name))
-  )
-  if [number for number, _ in found] != list(range(len(found))):
-    raise ValueError(f'official tensors: layers missing from {pattern}')
-  return [name for _, name in found]
+def _layers(rule: _Rule, names: Iterable[str]) -> int:
+  """How many layers the rule's stack has: by the largest number in it."""
+  stack, numbered, _ = rule.theirs.partition('{}')
+  if not numbered:
+    return 1
+  regex = re.compile(re.escape(stack) + r'(\d+)\.')
+  return max((int(m[1]) + 1 for m in map(regex.match, names) if m), default=1)

@@ -177,13 +177,11 @@ def train_step(
   )
 
 
-def compile_step(
-    config: Config, mesh: Mesh
-) -> Callable[
-    [state_lib.TrainState, views_lib.Views],
-    tuple[state_lib.TrainState, objectives.Scalars],
-]:
-  """`train_step` over the mesh, jitted; the given state is used up."""
+def compile_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
+  """`train_step` over the mesh, jitted; the given state is used up.
+
+  It maps (state, views) to (state, metrics).
+  """
   schedule = config.optim.schedule(config.steps)
 
   def step(
@@ -253,8 +251,9 @@ def run(config: Config) -> state_lib.TrainState:
   """Trains to the end, from the last checkpoint in the run folder if any.
 
   Raises:
-    ValueError: Something about the configuration or the data cannot work;
-      found before the first step, and before anything is written.
+    ValueError: Something about the configuration or the data cannot work,
+      found before anything is written; or a clip cannot be read, after what
+      was computed so far is saved.
     TrainingStopped: See `Guard`; earlier checkpoints stay as they are.
   """
   workdir = pathlib.Path(config.workdir)
@@ -313,7 +312,13 @@ def _loop(
     picture_every = None
   pending: tuple[int, objectives.Scalars] | None = None
   for step in range(start + 1, config.steps + 1):
-    ids, views = next(feed)
+    try:
+      ids, views = next(feed)
+    except ValueError:  # a clip that cannot be read: keep what is computed
+      if pending is not None:
+        _consume(*pending, config, report)
+        checkpointer.save(step - 1, state, feed.get_state())
+      raise
     if picture_every and (step == start + 1 or step % picture_every == 0):
       path = pathlib.Path(config.workdir) / 'pictures' / f'step_{step:07d}.png'
       pictures.draw_views(path, ids, views, config.objective.vit.patch)
@@ -348,7 +353,10 @@ def _check_folder(workdir: pathlib.Path, config: Config) -> None:
   saved = workdir / _CONFIG
   if not saved.exists():
     return
-  old = config_lib.from_json(saved.read_text(encoding='utf-8'))
+  try:
+    old = config_lib.from_json(saved.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{saved}: of another version? {error}') from None
   changed = {
       name: values
       for name, values in config_lib.differences(old, config).items()

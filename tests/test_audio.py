@@ -165,6 +165,17 @@ def test_a_batch_gives_what_each_clip_gives_alone():
   np.testing.assert_array_equal(together, np.stack(alone))
 
 
+def test_what_a_gpu_would_run_gives_the_same(monkeypatch):
+  waves, samples = np.stack([noise(2_000, 1), sine(2_000)]), [2_000, 1_200]
+  expected = log_mel(waves, samples)
+  monkeypatch.setattr(jax.lax, 'platform_dependent',
+                      lambda *args, cpu, default: default(*args))
+  batched = jax.jit(lambda *args: ONE_SECOND.log_mel(*args))(
+      waves, np.array(samples)
+  )
+  np.testing.assert_allclose(batched, expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize('frames', [90, 98, 110])
 def test_fit_cuts_at_the_end_or_fills_with_zero_before_normalisation(frames):
   config = audio.LogMel(frames=frames, mean=-4.0, std=2.5)

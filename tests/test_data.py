@@ -180,10 +180,11 @@ def test_saved_feed_continues_exactly():
   np.testing.assert_array_equal(views.keep_BxMxK, other_views.keep_BxMxK)
 
 
-def test_state_of_another_stream_is_refused():
+def test_changed_source_goes_on_with_a_warning(caplog):
   feed = feed_of(1)
-  with pytest.raises(ValueError, match='saved stream is of .*"clips": 11'):
-    feed.set_state({**feed.get_state(), 'clips': 11})
+  feed.set_state({'batches': 3, 'clips': 11})
+  assert '12 clips, but 11 when the run was saved' in caplog.text
+  assert feed.get_state() == {'batches': 3, 'clips': 12}
 
 
 @pytest.mark.parametrize(('field', 'value'), [

@@ -10,6 +10,7 @@ import pytest
 from sslam_jax import optim
 
 TOLERANCE = 1e-5  # relative
+RATE_TOLERANCE = 1e-6  # of the peak
 PUBLISHED = optim.Optim(peak_lr=5e-5, warmup_steps=25_000)
 
 
@@ -41,14 +42,16 @@ def constant(**fields):
   return optim.Optim(peak_lr=0.1, warmup_steps=0, **fields)
 
 
-def update(config, gradients, params, count=1):
-  """Parameters after `count` updates with the same gradient."""
+def update(config, gradients, params):
+  """Parameters after the first update."""
   tx = config.build(100)
-  state = tx.init(params)
-  for _ in range(count):
-    updates, state = tx.update(gradients, state, params)
-    params = optax.apply_updates(params, updates)
-  return params
+
+  @jax.jit
+  def run(params):
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+  return run(params)
 
 
 @pytest.mark.parametrize(
@@ -59,15 +62,14 @@ def test_schedule_matches_the_formula(step, low):
   config = optim.Optim(peak_lr=5e-5, min_lr=low, warmup_steps=25_000)
   expected = rate(step, peak=5e-5, low=low, warmup=25_000, steps=200_000)
   np.testing.assert_allclose(config.schedule(200_000)(np.int32(step)),
-                             expected, rtol=2e-4 if step > 1e5 else TOLERANCE,
-                             atol=1e-13)
+                             expected, rtol=0, atol=RATE_TOLERANCE * 5e-5)
 
 
 def test_schedule_starts_at_0_peaks_after_warm_up_and_ends_near_0():
   schedule = PUBLISHED.schedule(200_000)
   assert schedule(0) == 0
   np.testing.assert_allclose(schedule(25_000), 5e-5, rtol=TOLERANCE)
-  assert 0 <= schedule(199_999) < 1e-13
+  assert 0 <= schedule(199_999) < RATE_TOLERANCE * 5e-5
 
 
 def test_schedule_never_falls_below_min_lr():
@@ -76,11 +78,9 @@ def test_schedule_never_falls_below_min_lr():
   rates = [float(schedule(step)) for step in range(20)]
   assert np.argmax(rates) == 5
   assert min(rates) == rates[0]
-  np.testing.assert_allclose(
-      rates,
-      [rate(u, peak=1e-3, low=1e-6, warmup=5, steps=20) for u in range(20)],
-      rtol=TOLERANCE,
-  )
+  expected = [rate(u, peak=1e-3, low=1e-6, warmup=5, steps=20)
+              for u in range(20)]
+  np.testing.assert_allclose(rates, expected, rtol=TOLERANCE)
 
 
 def test_schedule_without_warm_up_starts_at_the_peak():

@@ -123,11 +123,17 @@ def test_resample_refuses_bad_settings():
 
 @pytest.mark.parametrize(
   'name, subtype, tolerance',
-  [('a.wav', 'PCM_16', 2**-15), ('a.wav', 'PCM_24', 2**-22), ('a.wav', 'FLOAT', 0),
-   ('a.wav', 'PCM_U8', 2**-7), ('a.flac', 'PCM_16', 2**-15),
-   ('a.flac', 'PCM_24', 2**-22), ('a.ogg', 'VORBIS', 0.1),
-   ('a.mp3', 'MPEG_LAYER_III', 0.1)],
-)  # fmt: skip
+  [
+    ('a.wav', 'PCM_U8', 2**-7),
+    ('a.wav', 'PCM_16', 2**-15),
+    ('a.wav', 'PCM_24', 2**-22),
+    ('a.wav', 'FLOAT', 0),
+    ('a.flac', 'PCM_16', 2**-15),
+    ('a.flac', 'PCM_24', 2**-22),
+    ('a.ogg', 'VORBIS', 0.1),
+    ('a.mp3', 'MPEG_LAYER_III', 0.1),
+  ],
+)
 def test_formats_decode_to_what_was_written(tmp_path, name, subtype, tolerance):
   wave = (0.5 * _sine(8000, 16_000)).astype(np.float32)
   path = _write(tmp_path / name, wave, subtype=subtype)
@@ -141,7 +147,7 @@ def test_formats_decode_to_what_was_written(tmp_path, name, subtype, tolerance):
 
 @pytest.mark.parametrize(
   'extension, tolerance',
-  [('wav', 2**-15), ('flac', 2**-15), ('ogg', 0.1), ('mp3', 0.1)],
+  [('wav', 2**-15), ('flac', 2**-15), ('ogg', 0.05), ('mp3', 0.05)],
 )
 def test_channels_are_averaged(tmp_path, extension, tolerance):
   left, right = 0.4 * _sine(8000, 16_000), 0.2 * _sine(8000, 8000)
@@ -212,19 +218,18 @@ def test_damaged_file_is_a_bad_clip(tmp_path, name, damage, reason):
   assert caught.value.clip_id == path
 
 
-def test_file_without_audio_is_a_bad_clip(tmp_path):
-  raw = tmp_path / 'a.raw'
-  raw.write_bytes(bytes(100))
-  empty = _write(tmp_path / 'empty.wav', _noise(0))
-  for path, reason in [
-    (str(tmp_path / 'none.wav'), 'no such file'),
-    (str(tmp_path), 'no such file'),
-    (str(raw), '100 bytes'),
-    (empty, 'no samples'),
-  ]:
-    assert _error(_read_all, path) == str(sources.BadClip(path, reason)) or (
-      path == str(raw) and reason in _error(_read_all, path)
-    )
+@pytest.mark.parametrize(
+  'name, reason',
+  [('none.wav', 'no such file'), ('', 'no such file'),
+   ('a.raw', '100 bytes: samplerate must be specified'),
+   ('empty.wav', 'no samples')],
+)  # fmt: skip
+def test_file_without_audio_is_a_bad_clip(tmp_path, name, reason):
+  (tmp_path / 'a.raw').write_bytes(bytes(100))
+  _write(tmp_path / 'empty.wav', _noise(0))
+  path = str(tmp_path / name)
+  want = f'{path}: want readable audio, got {reason}'
+  assert _error(_read_all, path) == want
 
 
 def test_wrong_samples_are_a_bad_clip(tmp_path):

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+import soundfile
 from jax.sharding import PartitionSpec
 
 from sslam_jax import checkpoint
 from sslam_jax import data
 from sslam_jax import report
+from sslam_jax import sources
 from sslam_jax import train
 from tests import tiny
 
@@ -219,6 +221,20 @@ def test_non_finite_loss_stops_before_it_is_saved(tmp_path):
   with pytest.raises(train.TrainingStopped, match='step 1: loss is inf'):
     train.run(config)
   assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_unreadable_clip_is_named_and_what_was_computed_is_saved(tmp_path):
+  rng = np.random.default_rng(0)
+  for i in range(24):
+    wave = rng.normal(size=24_000) * 0.1
+    soundfile.write(tmp_path / f'{i}.wav', wave, 16_000)
+  (tmp_path / '24.wav').write_bytes(b'RIFF, they said')
+  config = tiny.stage1(tmp_path / 'run', steps=50)
+  config.data.source = sources.Folder(paths=(str(tmp_path),))
+  with pytest.raises(ValueError, match='24.wav: want readable audio'):
+    train.run(config)
+  saved = checkpoint.latest_step(tmp_path / 'run')
+  assert saved == report.read_metrics(config.workdir)[-1]['step']
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

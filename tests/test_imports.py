@@ -1,0 +1,69 @@
+"""Who may import whom: the layers that keep each file readable alone."""
+
+import ast
+import pathlib
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+# Module -> the modules of ours that it may import.
+ALLOWED = {
+    '__init__': set(),
+    'config': set(),
+    'clips': set(),
+    'audio': set(),
+    'masking': set(),
+    'mixing': set(),
+    'model': set(),
+    'targets': set(),
+    'losses': set(),
+    'optim': set(),
+    'state': set(),
+    'torch_io': set(),
+    'report': set(),
+    'sources': {'clips'},
+    'soundscapes': {'clips'},
+    'views': {'audio', 'masking', 'mixing'},
+    'checkpoint': {'state'},
+    'pictures': {'views'},
+    'data': {'audio', 'clips', 'masking', 'mixing', 'sources', 'views'},
+    'objectives': {'losses', 'mixing', 'model', 'state', 'targets', 'views'},
+    'train': {'checkpoint', 'config', 'data', 'objectives', 'optim',
+              'pictures', 'report', 'state', 'views'},
+    'main': {'config', 'train'},
+}  # fmt: skip
+_HEAVY = {'matplotlib', 'librosa', 'torch'}  # imported where used
+
+
+def imports(path, *, top_level):
+  """Modules that a file imports, as dotted names."""
+  tree = ast.parse(path.read_text(encoding='utf-8'))
+  nodes = tree.body if top_level else ast.walk(tree)
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def test_package_imports_follow_the_layers():
+  found = {}
+  for path in (_ROOT / 'sslam_jax').glob('*.py'):
+    names = {n.split('.')[1] for n in imports(path, top_level=False)
+             if n.startswith('sslam_jax.')}
+    found[path.stem] = names
+  assert found.keys() == ALLOWED.keys()
+  wrong = {name: names - ALLOWED[name] for name, names in found.items()
+           if names - ALLOWED[name]}
+  assert not wrong
+
+
+def test_nothing_in_the_package_imports_configs_or_tools():
+  for path in (_ROOT / 'sslam_jax').glob('*.py'):
+    for name in imports(path, top_level=False):
+      assert not name.startswith(('configs', 'tools', 'tests')), path
+
+
+def test_extras_and_slow_libraries_are_imported_where_used():
+  for path in (_ROOT / 'sslam_jax').glob('*.py'):
+    top = {name.split('.')[0] for name in imports(path, top_level=True)}
+    assert not top & _HEAVY, path
