@@ -20,7 +20,8 @@ class Optim:
     eps: Added to the root of the latter.
     weight_decay: Decoupled, scaled by the learning rate.
     decay_mask: 'all' decays every tensor, as the published runs did;
-      'matrices' leaves out biases, norms and the class token, as intended.
+      'matrices' leaves out what has one dimension there: biases and norms.
+      They meant to, but the option never took effect.
     clip_norm: Largest global norm of a gradient.
   """
 
@@ -79,7 +80,10 @@ class Optim:
 
 
 def decays(params: optax.Params) -> optax.Params:
-  """True for the weights of linear maps and convolutions, False elsewhere."""
+  """False for biases and norms, True for kernels and the class token.
+
+  The class token is a vector here, but (1, 1, D) in the reference.
+  """
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key == 'kernel', params
+      lambda path, _: path[-1].key in ('kernel', 'clip'), params
   )

@@ -40,7 +40,7 @@ _Labels = tuple[str, ...]
 
 
 class BadClip(ValueError):
-  """A file that is no usable audio; `clip_id` is its path."""
+  """A file that is no usable audio; its path is `clip_id`."""
 
   def __init__(self, clip_id: str, reason: str) -> None:
     super().__init__(clip_id, reason)  # What unpickling passes on.
@@ -64,7 +64,8 @@ def resample(
   Source: 'sinc_hann' is torchaudio.functional.resample with its defaults, on
   which the published weights were trained; 'soxr' is soxr HQ.
   """
-  _check(resampler in RESAMPLERS, 'resampler', f'of {RESAMPLERS}', resampler)
+  choices = f'one of {RESAMPLERS}'
+  _check(resampler in RESAMPLERS, 'resampler', choices, resampler)
   _check(min(rate_hz, target_hz) > 0, 'rates', '> 0 Hz', (rate_hz, target_hz))
   if rate_hz == target_hz:
     return wave_S
@@ -189,14 +190,15 @@ class Folder(_Files):
   def _below(self, top: str, seen: set[str]) -> list[tuple[str, _Labels]]:
     _check_folder(top)
     endings = tuple(extension.lower() for extension in self.extensions)
-    rows, others = [], 0
+    rows, files = [], 0
     for folder, names in _walk(top, seen):
-      audio = [name for name in names if name.lower().endswith(endings)]
-      others += len(names) - len(audio)
+      files += len(names)
       labels = () if folder == top else _labels([os.path.basename(folder)])
-      rows += [(os.path.join(folder, name), labels) for name in audio]
+      for name in names:
+        if name.lower().endswith(endings):
+          rows.append((os.path.join(folder, name), labels))
     wanted = f'{", ".join(self.extensions)} files'
-    _check(rows != [], top, wanted, f'only {others} other files')
+    _check(rows != [], top, wanted, f'only {files} other files')
     return sorted(rows)
 
 
@@ -385,7 +387,7 @@ def _lbl_rows(lbl: str, count: int, classes: _Labels | None) -> list[_Labels]:
     cells = '\t'.join(row).split()
     names = cells[1].split(',') if len(cells) == 2 else ['']
     _check(all(names), where, 'id label[,label...]', row)
-    for name in names if classes else ():
+    for name in names if classes is not None else ():
       _check(name in known, where, f'a label of {_DESCRIPTORS}', name)
     labels.append(_labels(names))
   _check(len(labels) == count, lbl, f'{count} lines, one per row', len(labels))

@@ -93,20 +93,30 @@ def test_resample_takes_any_pair_of_rates():
 @pytest.mark.parametrize('resampler', sources.RESAMPLERS)
 @pytest.mark.parametrize('rate_hz', [8000, 44_100, 96_000])
 def test_resample_keeps_a_sine(resampler, rate_hz):
-  wave = _sine(rate_hz // 2, rate_hz).astype(np.float32)
+  wave = _sine(rate_hz // 2, rate_hz)
   got = sources.resample(wave, rate_hz, 16_000, resampler)
+  assert got.dtype == np.float32
   want = _sine(8000, 16_000)
   np.testing.assert_allclose(got[500:-500], want[500:-500], atol=2e-3)
 
 
 @pytest.mark.parametrize('resampler', sources.RESAMPLERS)
 @pytest.mark.parametrize(
-  'samples, rate_hz, want',
-  [(441, 44_100, 160), (442, 44_100, 161), (1, 48_000, 1), (7, 8000, 14),
-   (4, 48_000, 2), (16_001, 16_001, 16_000), (16_002, 16_001, 16_001)],
-)  # fmt: skip
-def test_resample_rounds_the_length_up(resampler, samples, rate_hz, want):
-  got = sources.resample(_noise(samples), rate_hz, 16_000, resampler)
+  'samples, rate_hz, target_hz, want',
+  [
+    (441, 44_100, 16_000, 160),
+    (442, 44_100, 16_000, 161),
+    (1, 48_000, 16_000, 1),
+    (4, 48_000, 16_000, 2),
+    (7, 8000, 16_000, 14),
+    (16_002, 16_001, 16_000, 16_001),
+    (108, 37_800, 22_050, 63),  # In float 108 * (22050 / 37800) exceeds 63.
+  ],
+)
+def test_resample_rounds_the_length_up(
+  resampler, samples, rate_hz, target_hz, want
+):
+  got = sources.resample(_noise(samples), rate_hz, target_hz, resampler)
   assert got.shape == (want,) and got.dtype == np.float32
 
 
@@ -118,7 +128,7 @@ def test_resample_at_equal_rates_returns_the_wave():
 def test_resample_refuses_bad_settings():
   assert 'rates' in _error(sources.resample, _noise(9), 0, 16_000)
   message = _error(sources.resample, _noise(9), 8000, 16_000, 'linear')
-  assert "'sinc_hann', 'soxr'" in message and "got 'linear'" in message
+  assert "one of ('sinc_hann', 'soxr')" in message and "got 'linear'" in message
 
 
 @pytest.mark.parametrize(
@@ -165,16 +175,10 @@ def test_part_equals_the_same_part_of_all(tmp_path, name, tolerance):
   # variable bit rate: they start with a damaged frame.
   mp3 = {'bitrate_mode': 'VARIABLE', 'compression_level': 0.5}
   options = mp3 if name == 'a.mp3' else {}
-  path = _write(tmp_path / name, _clicks(300_000), 44_100, **options)
+  path = _write(tmp_path / name, _clicks(300_000), 22_050, **options)
   whole = _read_all(path)
-  starts = [
-    0,
-    1,
-    70_000,
-    *range(290_000, 299_900, 1100),
-    *range(90_000, 120_000, 2111),
-  ]
-  for start in starts:
+  starts = [0, 1, 70_000, *range(90_000, 120_000, 2111)]
+  for start in starts + list(range(280_000, 299_900, 1100)):
     count = min(3000, len(whole) - start)
     got = sources.read_audio(path, start, count)
     want = whole[start : start + count]
@@ -184,7 +188,9 @@ def test_part_equals_the_same_part_of_all(tmp_path, name, tolerance):
 def test_part_of_nothing_is_empty(tmp_path):
   path = _write(tmp_path / 'a.wav')
   assert sources.read_audio(path, 5, 0).shape == (0,)
-  assert path in _error(sources.read_audio, path, -1, 5)
+  for start, count in [(-1, 5), (5, -1)]:
+    message = _error(sources.read_audio, path, start, count)
+    assert message == f'{path}: want start, count >= 0, got {start, count}'
 
 
 def _damaged(path: pathlib.Path, damage: str) -> str:
@@ -397,9 +403,10 @@ def test_manifest_needs_no_labels(tmp_path):
   assert manifest.classes == ('/m/0', '/m/1', '/m/2')
 
 
-def test_manifest_with_an_absolute_root_and_windows_lines(tmp_path):
-  path = _write(tmp_path / 'far/x.wav')
-  (tmp_path / 'm.tsv').write_bytes(f'{tmp_path}/far\r\nx.wav\t5\r\n'.encode())
+def test_manifest_takes_any_root_name_and_line_end(tmp_path):
+  path = _write(tmp_path / 'far/"x" y\'.wav')
+  text = f'\ufeff{tmp_path}/far \r\n"x" y\'.wav\t5\r\n'
+  (tmp_path / 'm.tsv').write_bytes(text.encode())
   assert _ids(sources.Manifest(path=str(tmp_path / 'm.tsv'))) == [path]
 
 
@@ -429,6 +436,7 @@ _TSV, _LBL, _DESCRIPTORS = 'train.tsv', 'train.lbl', 'label_descriptors.csv'
       ['0 /m/1', '1 /m/0,/m/7'],
       "train.lbl line 2: want a label of label_descriptors.csv, got '/m/7'",
     ),
+    (_DESCRIPTORS, [], 'train.lbl line 1: want a label of label_desc'),
     (_DESCRIPTORS, ['index,mid'], 'descriptors.csv line 1: want index,label'),
     (_DESCRIPTORS, ['0,a', '1'], 'descriptors.csv line 2: want index,label'),
     (_DESCRIPTORS, ['0,a', '1,a'], 'descriptors.csv line 2: want index,label'),
@@ -452,8 +460,8 @@ def test_csv_reads_paths_and_labels(tmp_path):
     _write(tmp_path / name)
   elsewhere = _write(tmp_path / 'far.wav')
   path = tmp_path / 'labels.csv'
-  rows = ['no,path,label', '1,"x, y.wav",dog; cat;dog', '2,d/ä.flac,', '',
-          f'3,{elsewhere},bird']  # fmt: skip
+  rows = ['path,no,label', '"x, y.wav",1,dog; cat;dog', 'd/ä.flac,2,', '',
+          f'{elsewhere},3,bird']  # fmt: skip
   path.write_text('\ufeff' + '\r\n'.join(rows), encoding='utf-8')
   table = sources.Csv(path=str(path))
   assert [(clip.id, clip.labels) for clip in table] == [

@@ -69,15 +69,13 @@ def _log_mels(config: train.Config, clips: int) -> Iterator[np.ndarray]:
   batches = iter(
       data.records(config.data, batch=_BATCH, seed=config.seed, patch=patch)
   )
-  with tqdm.tqdm(total=clips, unit='clip', disable=None) as bar:
-    while bar.n < clips:
-      record = next(batches)
-      mel_BxTxF = np.asarray(log_mel(record['wave'], record['samples']))
-      rows = min(_BATCH, clips - bar.n)
-      for row in range(rows):
-        frames = 1 + (int(record['samples'][row]) - mel.window) // mel.hop
-        yield mel_BxTxF[row, : max(frames, 0)]
-      bar.update(rows)
+  # disable=None: no bar where the output is no terminal.
+  for done in tqdm.trange(0, clips, _BATCH, unit='batch', disable=None):
+    record = next(batches)
+    mel_BxTxF = np.asarray(log_mel(record['wave'], record['samples']))
+    for row in range(min(_BATCH, clips - done)):
+      frames = 1 + (int(record['samples'][row]) - mel.window) // mel.hop
+      yield mel_BxTxF[row, : max(frames, 0)]
   batches.close()
 
 
