@@ -34,7 +34,11 @@ KEYS = ('folder', 'manifest', 'csv')
 
 
 def get_config(arg: str = '') -> train.Config:
-  flags, values = config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  given, values = config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  flags = [flag for flag in FLAGS if flag in given]
+  if len(set(flags) & set(SIZES)) > 1:
+    raise ValueError(f'configuration argument: want one of '
+                     f'{", ".join(SIZES)}, got {given}')
   objective = objectives.MaskedLatent()
   config = train.Config(
       workdir='-'.join(['runs/stage1', *flags]),

@@ -18,6 +18,7 @@ from sslam_jax import config as config_lib
 from sslam_jax import mixing
 from sslam_jax import objectives
 from sslam_jax import optim
+from sslam_jax import state
 from sslam_jax import train
 
 # Which clips the student of each arm sees; none has the retention loss.
@@ -29,9 +30,9 @@ ARMS = {
 
 
 def get_config(arg: str = '') -> train.Config:
-  flags, _ = config_lib.options(
-      arg, flags=(*stage1.FLAGS, *ARMS), keys=stage1.KEYS
-  )
+  known = (*stage1.FLAGS, *ARMS)
+  given, _ = config_lib.options(arg, flags=known, keys=stage1.KEYS)
+  flags = [flag for flag in known if flag in given]
   arms = [flag for flag in flags if flag in ARMS]
   if len(arms) > 1:
     raise ValueError(f'configuration argument: want one arm, got {arms}')
@@ -51,6 +52,8 @@ def get_config(arg: str = '') -> train.Config:
   if 'demo' in flags:
     config.data.mix.group = 4
     config.data.clones = 2
+    # The teacher has learned by now: it follows ten times slower.
+    objective.ema = state.Ema(start=0.999, end=0.9999, anneal_steps=400)
     config.optim = optim.Optim(peak_lr=2e-4, warmup_steps=30)
     config.steps = 200
     config.pictures_every = 100

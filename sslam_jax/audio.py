@@ -45,8 +45,9 @@ class LogMel:
   std: float = NORMALISATION['audioset'][1]
 
   def __post_init__(self) -> None:
-    if self.rate_hz < 1000:
-      raise ValueError(f'rate_hz: want at least 1000, got {self.rate_hz}')
+    if self.rate_hz < 1000 or self.rate_hz % 100:
+      raise ValueError(f'rate_hz: want a multiple of 100 (a frame is every '
+                       f'10 ms) of at least 1000, got {self.rate_hz}')
     for name in ('mel_bins', 'frames'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: want at least 1, got {getattr(self, name)}')

@@ -44,7 +44,7 @@ class Data:
     resampler: 'sinc_hann' equals torchaudio's default, on which the published
       weights were trained; 'soxr' is faster and differs above 7 kHz.
     crop: Where a clip longer than the spectrogram is cut: 'random', or
-      'start' as in the reference.
+      'start', as the reference cuts its frames. Only that part is read.
     workers: Processes that read and draw; 0 does it in this process.
     threads: Reading threads, of each process.
   """
@@ -101,7 +101,8 @@ class Feed:
   """Iterates over (clip ids, `views.Views` sharded over the mesh).
 
   Its state is the number of batches drawn: with it the stream continues
-  exactly, with any number of workers, threads and devices.
+  exactly, with any number of workers, threads and devices. (The state of a
+  Grain iterator itself fits one number of workers only.)
   """
 
   def __init__(

@@ -37,16 +37,20 @@ def parse(args: list[str]) -> train.Config:
 
 
 def main() -> int:
-  """Returns the exit status: 0 done, 1 training stopped, 2 cannot start."""
+  """Returns the exit status: 0 done, 1 stopped, 2 cannot start.
+
+  By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
+  """
   # A handler of our own: libraries put theirs on the root logger.
   train.logger.addHandler(logging.StreamHandler())
   train.logger.propagate = False
   try:
     train.run(parse(sys.argv[1:]))
-  except train.TrainingStopped as error:
-    train.logger.error('stopped: %s', error)
+  except train.TrainingStopped:
     return 1
-  except ValueError as error:
+  except train.Interrupted:
+    return 3
+  except (ValueError, OSError) as error:
     train.logger.error('error: %s', error)
     return 2
   return 0

@@ -101,7 +101,7 @@ class MaskedLatent:
     if self.vit.width % self.decoder.groups:
       raise ValueError(f'decoder.groups: want a divisor of vit.width '
                        f'{self.vit.width}, got {self.decoder.groups}')
-    if self.global_weight < 0:
+    if not 0 <= self.global_weight < math.inf:
       raise ValueError(f'global_weight: want at least 0, '
                        f'got {self.global_weight}')
     for name in ('local_layers', 'global_layers'):
@@ -287,7 +287,7 @@ class SourceRetention(MaskedLatent):
     super().__post_init__()
     if not (self.clean or self.mixed):
       raise ValueError('clean: want clean or mixed clips, got neither')
-    if self.retention_weight < 0:
+    if not 0 <= self.retention_weight < math.inf:
       raise ValueError(f'retention_weight: want at least 0, '
                        f'got {self.retention_weight}')
     if self.retention_weight and not (self.clean and self.mixed):
@@ -326,7 +326,8 @@ class SourceRetention(MaskedLatent):
           sides['mixed'].prediction_BxMxNxD, target_BxNxD[:, None]
       )
       error = jnp.sum(error_BxMxN, where=self._retained_BxMxN(views))
-      sums['retention'] = error / counts['retained']
+      # No token counts where hardly any is hidden.
+      sums['retention'] = error / jnp.maximum(counts['retained'], 1.0)
     return self._total(sums), sums
 
   def _total(self, sums: Scalars) -> Array:

@@ -8,12 +8,16 @@ import time
 
 import tensorboardX
 import tqdm
+from tqdm.contrib import logging as tqdm_logging
 
 METRICS = 'metrics.jsonl'
 _LOG = 'log.txt'
-_PLAIN_LINE_S = 10.0  # between lines where the output is no terminal
+_PLAIN_LINE_S = 10.0  # between lines of the log
+_BAR = ('{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} '
+        '[{elapsed}<{remaining}, {rate_fmt}]{postfix}')
 
 logger = logging.getLogger('sslam_jax')
+_file_only = logging.getLogger('sslam_jax.file')  # while a bar is shown
 
 
 class Report:
@@ -27,18 +31,24 @@ class Report:
     _drop_lines_after(folder / METRICS, start)
     self._lines = (folder / METRICS).open('a', encoding='utf-8')
     self._events = tensorboardX.SummaryWriter(
-        str(folder), purge_step=start + 1 if start else None
+        str(folder), purge_step=start + 1  # of what a killed run left
     )
     self._handler = logging.FileHandler(folder / _LOG, encoding='utf-8')
     self._handler.setFormatter(
         logging.Formatter('%(asctime)s %(levelname)s %(message)s')
     )
-    logger.addHandler(self._handler)
-    logger.setLevel(logging.INFO)
+    for log in (logger, _file_only):
+      log.addHandler(self._handler)
+      log.setLevel(logging.INFO)
+    _file_only.propagate = False
     self._bar = tqdm.tqdm(
         total=steps, initial=start, disable=not sys.stderr.isatty(),
-        unit='step', dynamic_ncols=True,
+        unit='step', dynamic_ncols=True, bar_format=_BAR,
     )
+    # Lines of the log go above the bar, not into it.
+    self._redirection = tqdm_logging.logging_redirect_tqdm([logger])
+    if not self._bar.disable:
+      self._redirection.__enter__()
     self._start, self._steps, self._batch = start, steps, batch
     self._began = self._spoke = time.monotonic()
 
@@ -47,20 +57,25 @@ class Report:
     if step == self._start + 1:
       self._began = time.monotonic()  # the first step compiles
     self._bar.update(1)
-    rate = self._clips_per_s(step)
     terms = ' '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-    self._bar.set_postfix_str(f'{rate:.1f} clips/s {terms}', refresh=False)
+    rate, speed, bar_speed = self._clips_per_s(step), '', ''
+    if rate is not None:
+      left_s = (self._steps - step) * self._batch / rate
+      bar_speed = f'{rate:.1f} clips/s '
+      speed = f', {bar_speed[:-1]}, {left_s:.0f} s left'
+    self._bar.set_postfix_str(bar_speed + terms, refresh=False)
     quiet_s = time.monotonic() - self._spoke
     is_edge = step in (self._start + 1, self._steps)
-    if self._bar.disable and (is_edge or quiet_s > _PLAIN_LINE_S):
+    if is_edge or quiet_s > _PLAIN_LINE_S:
       self._spoke = time.monotonic()
-      left_s = (self._steps - step) * self._batch / rate if rate else 0.0
-      logger.info('step %d/%d, %.1f clips/s, %.0f s left: %s', step,
-                  self._steps, rate, left_s, terms)
+      log = logger if self._bar.disable else _file_only
+      log.info('step %d/%d%s: %s', step, self._steps, speed, terms)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics of `step` to the run folder."""
-    line = {'step': step, **metrics, 'clips_per_s': self._clips_per_s(step)}
+    rate = self._clips_per_s(step)
+    speed = {} if rate is None else {'clips_per_s': rate}
+    line = {'step': step, **metrics, **speed}
     self._lines.write(json.dumps(line) + '\n')
     self._lines.flush()
     for name, value in line.items():
@@ -69,16 +84,29 @@ class Report:
 
   def close(self) -> None:
     """Closes all files."""
+    if not self._bar.disable:
+      self._redirection.__exit__(None, None, None)
     self._bar.close()
     self._lines.close()
     self._events.close()
-    logger.removeHandler(self._handler)
+    for log in (logger, _file_only):
+      log.removeHandler(self._handler)
     self._handler.close()
 
-  def _clips_per_s(self, step: int) -> float:
-    """Mean rate since the first step of this process."""
+  def _clips_per_s(self, step: int) -> float | None:
+    """Mean rate since the first step of this process; it has none itself."""
     steps = step - self._start - 1
+    if not steps:
+      return None
     return steps * self._batch / max(time.monotonic() - self._began, 1e-9)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a file at once: a kill leaves the old or the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  new = path.with_suffix('.new')
+  new.write_text(text, encoding='utf-8')
+  new.replace(path)
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
@@ -98,4 +126,4 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
         kept.append(line + '\n')
     except json.JSONDecodeError:
       continue  # cut off in the middle of a write
-  path.write_text(''.join(kept), encoding='utf-8')
+  write_text(path, ''.join(kept))

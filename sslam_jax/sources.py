@@ -295,8 +295,9 @@ def _check(valid: bool, what: str, wanted: str, got: object) -> None:
 
 
 def _check_folder(path: str, where: str = '') -> None:
-  got = 'a file' if os.path.exists(path) else 'nothing'
-  _check(os.path.isdir(path), f'{where}{path}', 'a folder', got)
+  if not os.path.isdir(path):
+    got = 'a file' if os.path.exists(path) else 'nothing: it does not exist'
+    raise ValueError(f'{where}{path}: want a folder, got {got}')
 
 
 @contextlib.contextmanager

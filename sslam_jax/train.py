@@ -1,9 +1,13 @@
 """Training: one pure step, spread over devices, and the loop around it."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,16 +31,22 @@ _AXIS = data_lib.AXIS
 _CONFIG = 'config.json'
 # Fields that may change when a run is resumed: they leave its numbers alone.
 _FREE_FIELDS = (
-    'workdir', 'devices', 'data.workers', 'data.threads', 'log_every',
-    'pictures_every', 'keep.every', 'keep.last', 'keep.forever_every',
+    'workdir', 'init_from', 'devices', 'accumulate', 'objective.vit.remat',
+    'data.workers', 'data.threads', 'data.source.path', 'data.source.paths',
+    'data.source.root', 'log_every', 'pictures_every',
 )  # fmt: skip
+_FREE_PREFIXES = ('keep.', 'guard.')
 
 Metrics = dict[str, float]
 logger = report_lib.logger
 
 
 class TrainingStopped(RuntimeError):
-  """The run cannot go on: its loss or its targets are not healthy."""
+  """The run cannot go on; the message says at which step and why."""
+
+
+class Interrupted(Exception):
+  """The run was told to stop, and has saved its state."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,7 +55,7 @@ class Guard:
 
   Attributes:
     min_target_std: Least deviation of the targets over hidden tokens; 1 is
-      healthy, 0 is collapse.
+      healthy, 0 is collapse. (The published runs had no such limits.)
     min_prediction_std: The same of the predictions.
     after_steps: Steps before the two are looked at.
   """
@@ -118,8 +128,8 @@ class Config:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name}: want at least 1, got {value}')
-    if self.seed < 0:
-      raise ValueError(f'seed: want at least 0, got {self.seed}')
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed: want 0 to 2**32 - 1, got {self.seed}')
     self.optim.schedule(self.steps)
     grid = self.objective.vit.grid(self.data.mel.frames, self.data.mel.mel_bins)
     self.data.mask.kept(grid)
@@ -205,9 +215,9 @@ def create_state(config: Config, mesh: Mesh) -> state_lib.TrainState:
   """The state at step 0, the same on every device of the mesh."""
 
   def create() -> state_lib.TrainState:
-    rng = jax.random.key(config.seed)
+    init_rng, rng = jax.random.split(jax.random.key(config.seed))
     mel = config.data.mel
-    params = config.objective.init(rng, (mel.frames, mel.mel_bins))
+    params = config.objective.init(init_rng, (mel.frames, mel.mel_bins))
     return state_lib.TrainState(
         step=jnp.int32(0),
         params=params,
@@ -251,12 +261,15 @@ def run(config: Config) -> state_lib.TrainState:
   """Trains to the end, from the last checkpoint in the run folder if any.
 
   Raises:
-    ValueError: Something about the configuration or the data cannot work,
-      found before anything is written; or a clip cannot be read, after what
-      was computed so far is saved.
-    TrainingStopped: See `Guard`; earlier checkpoints stay as they are.
+    ValueError: Something about the configuration or the data cannot work;
+      found before anything is written.
+    TrainingStopped: See `Guard`, whereupon the last checkpoint stays as it
+      is; or a clip cannot be read, and what was computed so far is saved.
+    Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
   """
   workdir = pathlib.Path(config.workdir)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'workdir: want a folder, got the file {workdir}')
   mesh = make_mesh(config)
   feed = data_lib.Feed(
       config.data, batch=config.batch, seed=config.seed,
@@ -271,22 +284,24 @@ def run(config: Config) -> state_lib.TrainState:
   if resumes:
     state, data_state = checkpointer.restore(state)
     feed.set_state(data_state)
-  (workdir / _CONFIG).write_text(config_lib.to_json(config), encoding='utf-8')
+  report_lib.write_text(workdir / _CONFIG, config_lib.to_json(config))
   start = int(state.step)
   report = report_lib.Report(
       config.workdir, start=start, steps=config.steps, batch=config.batch
   )
-  logger.info('run folder %s: %s step %d of %d, on %d x %s', workdir,
-              'resumes after' if start else 'starts at', start, config.steps,
-              mesh.size, mesh.devices.flat[0].device_kind)
+  verb = 'resumes after' if start else 'starts at'
+  verb = 'is finished at' if start == config.steps else verb
+  logger.info('run folder %s: %s step %d of %d, on %d x %s', workdir, verb,
+              start, config.steps, mesh.size, mesh.devices.flat[0].device_kind)
   try:
-    state = _loop(config, compile_step(config, mesh), state, feed,
-                  checkpointer, report)
+    with _signals() as told:
+      state = _loop(config, compile_step(config, mesh), state, feed,
+                    checkpointer, report, told)
     if config.pictures_every is not None and pictures.available():
       pictures.draw_losses(workdir / 'pictures' / 'losses.png',
                            report_lib.read_metrics(config.workdir))
-  except TrainingStopped as error:
-    logger.error('%s', error)
+  except (TrainingStopped, Interrupted) as error:
+    logger.error('stopped: %s', error)
     raise
   finally:
     feed.close()
@@ -302,8 +317,12 @@ def _loop(
     feed: data_lib.Feed,
     checkpointer: checkpoint.Checkpointer,
     report: report_lib.Report,
+    told: list[int],
 ) -> state_lib.TrainState:
-  """All steps from `state` on; metrics are fetched one step late."""
+  """All steps from `state` on, or until a signal is in `told`.
+
+  Metrics are fetched one step late, so that the device never waits.
+  """
   start = int(state.step)
   picture_every = config.pictures_every
   if picture_every is not None and not pictures.available():
@@ -314,11 +333,11 @@ def _loop(
   for step in range(start + 1, config.steps + 1):
     try:
       ids, views = next(feed)
-    except ValueError:  # a clip that cannot be read: keep what is computed
+    except ValueError as error:  # a clip that cannot be read
       if pending is not None:
         _consume(*pending, config, report)
         checkpointer.save(step - 1, state, feed.get_state())
-      raise
+      raise TrainingStopped(f'step {step}: {error}') from error
     if picture_every and (step == start + 1 or step % picture_every == 0):
       path = pathlib.Path(config.workdir) / 'pictures' / f'step_{step:07d}.png'
       pictures.draw_views(path, ids, views, config.objective.vit.patch)
@@ -326,12 +345,35 @@ def _loop(
     if pending is not None:
       _consume(*pending, config, report)
     pending = (step, metrics)
-    if step % config.keep.every == 0 or step == config.steps:
+    if step % config.keep.every == 0 or step == config.steps or told:
       # A state is saved only once its own metrics are known to be sound.
       _consume(*pending, config, report)
       pending = None
       checkpointer.save(step, state, feed.get_state())
+    if told and step < config.steps:
+      raise Interrupted(f'{signal.Signals(told[0]).name} after step {step}, '
+                        f'which is saved: the same command goes on from there')
   return state
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """Collects SIGINT and SIGTERM; a second one acts as if nobody did."""
+  told: list[int] = []
+  before: dict[int, Any] = {}
+
+  def note(number: int, _: types.FrameType | None) -> None:
+    told.append(number)
+    signal.signal(number, before[number])
+
+  try:
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    yield told
+  finally:
+    for signum, handler in before.items():
+      signal.signal(signum, handler)
 
 
 def _consume(
@@ -341,7 +383,8 @@ def _consume(
     report: report_lib.Report,
 ) -> None:
   """Waits for a step's metrics, checks, shows and writes them."""
-  values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  fetched = {name: float(x) for name, x in jax.device_get(metrics).items()}
+  values = {'loss': fetched['loss'], **fetched}  # a reader looks for it first
   report.progress(step, values)
   if step % config.log_every == 0 or step in (1, config.steps):
     report.write(step, values)
@@ -360,7 +403,7 @@ def _check_folder(workdir: pathlib.Path, config: Config) -> None:
   changed = {
       name: values
       for name, values in config_lib.differences(old, config).items()
-      if name not in _FREE_FIELDS
+      if name not in _FREE_FIELDS and not name.startswith(_FREE_PREFIXES)
   }
   if changed:
     lines = [f'{name} was {was!r}, now {now!r}'

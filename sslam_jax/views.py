@@ -75,7 +75,8 @@ def make(
   """Computes the views of a device's clips; `patch` is a column's frames."""
   mel_BxTxF = mel(batch.wave_BxS, batch.samples_B)
   mixture = None
-  if mix is not None and batch.column_BxC is not None:
+  if mix is not None:
+    assert batch.column_BxC is not None
     mixture = mixture_of(mel_BxTxF, mix.share(batch.column_BxC), mix.group,
                          patch)
   return Views(mel_BxTxF, batch.keep_BxMxK, batch.row_B, mixture)

@@ -24,7 +24,7 @@ def assert_equal(ours, theirs):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A run folder with checkpoints of steps 1 to 4 (2 latest and one more)."""
+  """A run folder with checkpoints of steps 1 to 5, saved one by one."""
   workdir = tmp_path_factory.mktemp('saved')
   state = state_on(1)
   keep = checkpoint.Keep(every=1, last=2, forever_every=2)

@@ -178,25 +178,10 @@ def test_retention_is_equation_4(srl_patches):
                              retention_by_hand(srl_patches), rtol=RELATIVE)
 
 
-def test_every_student_parameter_has_a_gradient_and_the_teacher_none():
+def test_every_student_parameter_has_a_gradient():
   _, _, grads = evaluate()
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     assert float(jnp.abs(grad).max()) > 0, jax.tree_util.keystr(path)
-  views, params, _ = example()
-  objective = objective_of()
-  # The teacher is an argument of its own: the student's copy of the same
-  # numbers must not receive what flows through the targets.
-  same = jax.tree.map(jnp.copy, params['encoder'])
-  counts = objective.counts(views)
-
-  def loss(params, teacher):
-    return objective.loss(params, teacher, views, jax.random.key(0), counts)[0]
-
-  alone = jax.jit(jax.grad(loss))(params, same)
-  tied = jax.jit(jax.grad(
-      lambda p: loss(p, jax.lax.stop_gradient(p['encoder']))))(params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=0, atol=RELATIVE * float(jnp.abs(b).max())), alone, tied)
 
 
 def test_hidden_patches_cannot_reach_the_student():

@@ -103,7 +103,7 @@ def test_all_decays_every_tensor(params):
     np.testing.assert_allclose(leaf, 1 - 0.1 * 0.5, rtol=TOLERANCE)
 
 
-def test_matrices_decays_kernels_alone(params):
+def test_matrices_decays_kernels_and_the_class_token_alone(params):
   gradients = jax.tree.map(np.zeros_like, params)
   config = constant(weight_decay=0.5, decay_mask='matrices')
   updated = jax.tree_util.tree_leaves_with_path(
@@ -111,10 +111,12 @@ def test_matrices_decays_kernels_alone(params):
   )
   decayed = {jax.tree_util.keystr(path, simple=True, separator='/')
              for path, leaf in updated if (leaf != 1).all()}
-  assert decayed == {'patch/kernel', 'blocks/mlp1/kernel', 'layers/kernel'}
-  kept = [leaf for path, leaf in updated if path[-1].key != 'kernel']
+  assert decayed == {
+      'clip', 'patch/kernel', 'blocks/mlp1/kernel', 'layers/kernel'}
+  kept = [leaf for path, leaf in updated
+          if path[-1].key not in ('kernel', 'clip')]
   assert all((leaf == 1).all() for leaf in kept)
-  assert len(kept) == 5
+  assert len(kept) == 4
 
 
 @pytest.mark.parametrize('norm', [3.0, 5.0, 80.0])

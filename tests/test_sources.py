@@ -328,8 +328,8 @@ def test_folder_errors_say_what_is_there(tmp_path):
   _write_text(tmp_path / 'y/deep/notes.txt')
   _write_text(tmp_path / 'y/b.aiff')
   for name, want in [
-    ('none', f"{tmp_path}/none: want a folder, got 'nothing'"),
-    ('x/a.wav', f"{path}: want a folder, got 'a file'"),
+    ('none', f"{tmp_path}/none: want a folder, got nothing: it does not exist"),
+    ('x/a.wav', f"{path}: want a folder, got a file"),
     ('y', f"{tmp_path}/y: want .wav, .mp3 files, got 'only 2 other files'"),
   ]:
     paths = (str(tmp_path / 'x'), str(tmp_path / name))
@@ -418,8 +418,8 @@ _TSV, _LBL, _DESCRIPTORS = 'train.tsv', 'train.lbl', 'label_descriptors.csv'
   [
     (_TSV, [], 'train.tsv line 1: want a root folder'),
     (_TSV, ['x.wav\t5'], "line 1: want a root folder, got ['x.wav', '5']"),
-    (_TSV, ['../none'], "lists/../none: want a folder, got 'nothing'"),
-    (_TSV, ['train.lbl'], "lists/train.lbl: want a folder, got 'a file'"),
+    (_TSV, ['../none'], "lists/../none: want a folder, got nothing: it does not exist"),
+    (_TSV, ['train.lbl'], "lists/train.lbl: want a folder, got a file"),
     (_TSV, ['../audio'], "train.tsv line 2: want path<TAB>samples, got 'no"),
     (_TSV, ['.', 'a\t5', 'b 5'], 'train.tsv line 3: want path<TAB>samples'),
     (_TSV, ['.', 'a\t5', 'b\t5.0'], "line 3: want path<TAB>samples, got ['b',"),
@@ -508,7 +508,8 @@ def test_csv_errors_name_missing_files(tmp_path):
   assert _error(len, sources.Csv(path=path)).startswith(f'{path}: want a table')
   _write_text(tmp_path / 'l.csv', 'path,label', 'x.wav,')
   message = _error(len, sources.Csv(path=path, root=f'{tmp_path}/none'))
-  assert message == f"root: {tmp_path}/none: want a folder, got 'nothing'"
+  assert message == (f"root: {tmp_path}/none: want a folder, "
+                     f"got nothing: it does not exist")
   table = sources.Csv(path=path)
   with pytest.raises(sources.BadClip, match='x.wav.*no such file') as caught:
     table[0]

@@ -121,6 +121,41 @@ def test_losses_fall_and_the_teacher_follows():
   assert 0 < distance < 0.5 * optax.tree.norm(state.teacher)
 
 
+def test_a_step_moves_the_teacher_as_method_7_says():
+  """From an exact copy; after update u by d(u + 1), towards the new student."""
+  config = tiny.stage2('unused')
+  mesh = train.make_mesh(config)
+  step_fn, feed = train.compile_step(config, mesh), feed_of(config, mesh)
+  state = train.create_state(config, mesh)
+  jax.tree.map(np.testing.assert_array_equal, state.teacher,
+               state.params['encoder'])
+  for update in (1, 2, 3):
+    before = jax.device_get(state.teacher)
+    state, _ = step_fn(state, next(feed)[1])
+    ema = config.objective.ema
+    decay = ema.end - (ema.end - ema.start) * (1 - update / ema.anneal_steps)
+    jax.tree.map(lambda t, s, new, d=decay: np.testing.assert_allclose(
+        new, d * t + (1 - d) * s, rtol=0, atol=1e-6),
+        before, jax.device_get(state.params['encoder']), state.teacher)
+  feed.close()
+
+
+def test_noise_is_new_in_every_step():
+  """The same views and parameters at another step: another local loss."""
+  config = tiny.stage2('unused')
+  config.objective.decoder.noise_std = 1.0
+  mesh = train.make_mesh(config)
+  step_fn, feed = train.compile_step(config, mesh), feed_of(config, mesh)
+  _, views = next(feed)
+  feed.close()
+  losses = []
+  for step in (0, 0, 1):
+    state = train.create_state(config, mesh).replace(step=np.int32(step))
+    losses.append(float(step_fn(state, views)[1]['local_clean']))
+  assert losses[0] == losses[1]
+  assert abs(losses[0] - losses[2]) > 1e-3
+
+
 def test_first_update_has_rate_zero_and_later_ones_the_schedule():
   history, _ = twenty_steps(1, 1)
   schedule = tiny.stage2('unused').optim.schedule(STEPS)
@@ -178,6 +213,31 @@ def test_killed_run_resumes_with_the_same_losses(whole_run, tmp_path):
   assert 'resumes after step 3' in (tmp_path / 'log.txt').read_text()
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_saves_the_step_under_way(whole_run, tmp_path,
+                                                  monkeypatch, number):
+  consume = train._consume
+
+  def tell(step, *args):
+    consume(step, *args)
+    if step == 4:
+      os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(train, '_consume', tell)
+  with pytest.raises(train.Interrupted, match=f'{number.name} after step 5'):
+    train.run(tiny.stage2(tmp_path))
+  assert checkpoint.latest_step(tmp_path) == 5
+  monkeypatch.undo()
+  assert run_metrics(tiny.stage2(tmp_path)) == whole_run[1]
+
+
+def test_resuming_may_change_what_leaves_the_numbers_alone(whole_run):
+  config = tiny.stage2(whole_run[0], accumulate=2, init_from='elsewhere')
+  config.objective.vit.remat = True
+  config.guard.min_target_std = 0.0
+  train._check_folder(whole_run[0], config)
+
+
 def test_finished_run_does_nothing_more(whole_run):
   workdir, metrics = whole_run
   before = (workdir / 'metrics.jsonl').read_text()
@@ -231,7 +291,8 @@ def test_unreadable_clip_is_named_and_what_was_computed_is_saved(tmp_path):
   (tmp_path / '24.wav').write_bytes(b'RIFF, they said')
   config = tiny.stage1(tmp_path / 'run', steps=50)
   config.data.source = sources.Folder(paths=(str(tmp_path),))
-  with pytest.raises(ValueError, match='24.wav: want readable audio'):
+  with pytest.raises(train.TrainingStopped,
+                     match=r'step \d+: .*24.wav: want readable audio'):
     train.run(config)
   saved = checkpoint.latest_step(tmp_path / 'run')
   assert saved == report.read_metrics(config.workdir)[-1]['step']
@@ -276,7 +337,8 @@ def test_metrics_are_plain_json(whole_run):
   terms = {'loss', 'local_clean', 'local_mixed', 'global_clean',
            'global_mixed', 'retention', 'target_std', 'prediction_std',
            'grad_norm', 'lr', 'ema_decay', 'clips_per_s', 'step'}
-  assert set(json.loads(lines[0])) == terms
+  assert set(json.loads(lines[0])) == terms - {'clips_per_s'}
+  assert set(json.loads(lines[1])) == terms
 
 
 def test_device_does_not_wait_for_metrics(tmp_path, monkeypatch):
