@@ -418,7 +418,7 @@ _TSV, _LBL, _DESCRIPTORS = 'train.tsv', 'train.lbl', 'label_descriptors.csv'
   [
     (_TSV, [], 'train.tsv line 1: want a root folder'),
     (_TSV, ['x.wav\t5'], "line 1: want a root folder, got ['x.wav', '5']"),
-    (_TSV, ['../none'], "lists/../none: want a folder, got nothing: it does not exist"),
+    (_TSV, ['../none'], 'lists/../none: want a folder, got nothing: it does'),
     (_TSV, ['train.lbl'], "lists/train.lbl: want a folder, got a file"),
     (_TSV, ['../audio'], "train.tsv line 2: want path<TAB>samples, got 'no"),
     (_TSV, ['.', 'a\t5', 'b 5'], 'train.tsv line 3: want path<TAB>samples'),

@@ -1,0 +1,1 @@
+"""What `tools/parity.py` compares with golden numbers, one concept a file."""
