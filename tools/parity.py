@@ -77,13 +77,22 @@ def compare(path: pathlib.Path, only: list[str] | None) -> folder.Report:
     why = '; '.join(report.notes) or f'has none of {", ".join(_CHECKS)} (.npz)'
     raise folder.BadFolderError(f'{path}: nothing to compare; {why}')
   for name in names:
-    if unused := golden.section(name).file.unused:
-      parents = dict.fromkeys(key.rpartition('/')[0] or key for key in unused)
-      report.notes.append(f'{name} {len(unused)} keys of {", ".join(parents)}')
+    if unused := _collapse(golden.section(name).file.unused):
+      report.notes.append(f'{name} {", ".join(unused)}')
   if only is None:
     others = {file.stem for file in path.glob('*.npz')} - set(_CHECKS)
     report.notes += [f'{name}.npz' for name in sorted(others)]
   return report
+
+
+def _collapse(keys: list[str]) -> list[str]:
+  """Keys, those of one parent in one word where they are many."""
+  groups: dict[str, list[str]] = {}
+  for key in keys:
+    groups.setdefault(key.rpartition('/')[0], []).append(key)
+  return list(itertools.chain.from_iterable(
+      group if len(group) < 3 else [f'{parent}/* ({len(group)} keys)']
+      for parent, group in groups.items()))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
