@@ -4,8 +4,9 @@
       --config.objective.vit.dtype=float32 --config.batch=2 \\
       --config.data.clones=2 --config.data.mix.group=2
 
-The whole update is timed: views, both passes, optimiser and teacher. The rate
-of a matrix product measured in the same call tells how fast the machine is.
+A whole update is timed: forward and backward pass, optimiser and teacher, from
+spectrograms on. The rate of a matrix product measured in the same call tells
+how fast the machine is.
 """
 
 import json
