@@ -383,12 +383,21 @@ def _consume(
     report: report_lib.Report,
 ) -> None:
   """Waits for a step's metrics, checks, shows and writes them."""
-  fetched = {name: float(x) for name, x in jax.device_get(metrics).items()}
-  values = {'loss': fetched['loss'], **fetched}  # a reader looks for it first
+  values = {
+      name: float(x)
+      for name, x in sorted(jax.device_get(metrics).items(), key=_rank)
+  }
   report.progress(step, values)
   if step % config.log_every == 0 or step in (1, config.steps):
     report.write(step, values)
   config.guard.check(step, values)
+
+
+def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
+  """Sorts what a reader looks for first to the front: the loss, its terms."""
+  name, _ = item
+  is_term = name.startswith(('local_', 'global_', 'retention'))
+  return name != 'loss', not is_term, name
 
 
 def _check_folder(workdir: pathlib.Path, config: Config) -> None:
