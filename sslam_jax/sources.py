@@ -5,6 +5,7 @@ along, so worker processes do not scan the disk again. The header of a file is
 read when its clip is asked for, the samples when the clip is read.
 """
 
+import abc
 from collections.abc import Iterable, Iterator
 import contextlib
 import csv
@@ -135,11 +136,11 @@ class _Index:
   classes: tuple[str, ...]
 
 
-class _Files:
+class _Files(abc.ABC):
   """A source whose files `_list` finds."""
 
-  def _list(self) -> _Index:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _list(self) -> _Index: ...
 
   @functools.cached_property
   def _index(self) -> _Index:
