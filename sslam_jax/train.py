@@ -29,7 +29,8 @@ from sslam_jax import views as views_lib
 
 _AXIS = data_lib.AXIS
 _CONFIG = 'config.json'
-# Fields that may change when a run is resumed: they leave its numbers alone.
+# Fields that may change when a run is resumed: they leave its numbers alone,
+# up to rounding.
 _FREE_FIELDS = (
     'workdir', 'init_from', 'devices', 'accumulate', 'objective.vit.remat',
     'data.workers', 'data.threads', 'data.source.path', 'data.source.paths',
@@ -345,12 +346,15 @@ def _loop(
     if pending is not None:
       _consume(*pending, config, report)
     pending = (step, metrics)
-    if step % config.keep.every == 0 or step == config.steps or told:
+    # Read once: a signal may come at any moment, and what is said to be saved
+    # has to be.
+    stops = bool(told) and step < config.steps
+    if step % config.keep.every == 0 or step == config.steps or stops:
       # A state is saved only once its own metrics are known to be sound.
       _consume(*pending, config, report)
       pending = None
       checkpointer.save(step, state, feed.get_state())
-    if told and step < config.steps:
+    if stops:
       raise Interrupted(f'{signal.Signals(told[0]).name} after step {step}, '
                         f'which is saved: the same command goes on from there')
   return state
@@ -358,7 +362,7 @@ def _loop(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """Collects SIGINT and SIGTERM; a second one acts as if nobody did."""
+  """Collects SIGINT and SIGTERM; a second one ends the process at once."""
   told: list[int] = []
   before: dict[int, Any] = {}
 

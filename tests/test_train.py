@@ -1,5 +1,6 @@
 """The training step on any number of devices, and the loop around it."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -229,6 +230,27 @@ def test_told_to_stop_it_saves_the_step_under_way(whole_run, tmp_path,
   assert checkpoint.latest_step(tmp_path) == 5
   monkeypatch.undo()
   assert run_metrics(tiny.stage2(tmp_path)) == whole_run[1]
+
+
+def test_signal_after_the_last_look_waits_for_the_next_step(tmp_path,
+                                                            monkeypatch):
+  """Whenever it comes, the step that is said to be saved is."""
+
+  class Late(list):
+    looks = 0
+
+    def __bool__(self):  # empty at the first look, told at all later ones
+      self.looks += 1
+      return self.looks > 1
+
+  @contextlib.contextmanager
+  def late():
+    yield Late([signal.SIGINT])
+
+  monkeypatch.setattr(train, '_signals', late)
+  with pytest.raises(train.Interrupted, match='SIGINT after step 2'):
+    train.run(tiny.stage2(tmp_path))
+  assert checkpoint.latest_step(tmp_path) == 2
 
 
 def test_resuming_may_change_what_leaves_the_numbers_alone(whole_run):
