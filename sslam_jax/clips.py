@@ -30,8 +30,23 @@ class Clip:
   read: Callable[[int, int], np.ndarray]
 
 
+class BadClip(ValueError):
+  """A clip that is no usable audio: `clip_id`, for a file its path."""
+
+  def __init__(self, clip_id: str, reason: str) -> None:
+    super().__init__(clip_id, reason)  # What unpickling passes on.
+    self.clip_id = clip_id
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return f'{self.clip_id}: want readable audio, got {self.reason}'
+
+
 class Source(Protocol):
-  """A data set with random access; an instance is also its configuration."""
+  """A data set with random access; an instance is also its configuration.
+
+  Asking for a clip, or reading it, raises BadClip where it is damaged.
+  """
 
   def __len__(self) -> int:
     ...

@@ -23,7 +23,7 @@ from sslam_jax import audio
 from sslam_jax import clips
 from sslam_jax import masking
 from sslam_jax import mixing
-from sslam_jax import sources
+from sslam_jax import resampling
 from sslam_jax import views
 
 AXIS = 'data'  # of the mesh: clips are spread over it
@@ -179,7 +179,8 @@ def excerpt(
   spare = clip.samples - count
   start = rng.integers(spare + 1) if data.crop == 'random' else 0
   wave = clip.read(int(start), count)
-  return sources.resample(wave, clip.rate_hz, rate_hz, data.resampler)[:samples]
+  wave = resampling.resample(wave, clip.rate_hz, rate_hz, data.resampler)
+  return wave[:samples]
 
 
 class _Draw(grain.transforms.RandomMap):

@@ -7,123 +7,21 @@ read when its clip is asked for, the samples when the clip is read.
 
 import abc
 from collections.abc import Iterable, Iterator
-import contextlib
 import csv
 import dataclasses
 import functools
 import itertools
-import math
 import operator
 import os
 import sys
-import typing
 
-import numpy as np
-from scipy import signal
-import soundfile
 
 from sslam_jax import clips as clips_lib
+from sslam_jax import decoding
 
-Resampler = typing.Literal['sinc_hann', 'soxr']
-RESAMPLERS: tuple[str, ...] = typing.get_args(Resampler)
-
-_ZERO_CROSSINGS = 6  # On each side; torchaudio's lowpass_filter_width.
-_ROLLOFF = 0.99  # Cut-off relative to Nyquist, as torchaudio.
-_MAX_RATE_HZ = 1_000_000  # More is a damaged header, and a huge filter.
-_UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's SF_COUNT_MAX.
-# How much earlier decoding must start to be exact. libsndfile 1.2.2 is off by
-# part of a block after a seek into the last Vorbis page (255 packets of 1024
-# samples at most); an MP3 frame may use bits of 85 frames of 576 before it.
-_RUN_UP_SAMPLES = {'VORBIS': 2**18, 'MPEG_LAYER_III': 2**16}
 _DESCRIPTORS = 'label_descriptors.csv'
 
 _Labels = tuple[str, ...]
-
-
-class BadClip(ValueError):
-  """A file that is no usable audio; its path is `clip_id`."""
-
-  def __init__(self, clip_id: str, reason: str) -> None:
-    super().__init__(clip_id, reason)  # What unpickling passes on.
-    self.clip_id = clip_id
-    self.reason = reason
-
-  def __str__(self) -> str:
-    return f'{self.clip_id}: want readable audio, got {self.reason}'
-
-
-def resample(
-  wave_S: np.ndarray,
-  rate_hz: int,
-  target_hz: int,
-  resampler: Resampler = 'sinc_hann',
-) -> np.ndarray:
-  """Returns the wave at another rate: float32 [ceil(S * target / rate)].
-
-  Around the wave is silence. At equal rates the result is `wave_S` itself.
-  Raises ValueError for a rate below 1 or an unknown resampler.
-  Source: 'sinc_hann' is torchaudio.functional.resample with its defaults, on
-  which the published weights were trained; 'soxr' is soxr HQ.
-  """
-  choices = f'one of {RESAMPLERS}'
-  _check(resampler in RESAMPLERS, 'resampler', choices, resampler)
-  _check(min(rate_hz, target_hz) > 0, 'rates', '> 0 Hz', (rate_hz, target_hz))
-  if rate_hz == target_hz:
-    return wave_S
-  samples = -(-len(wave_S) * target_hz // rate_hz)
-  wave_S = wave_S.astype(np.float32, copy=False)
-  if resampler == 'soxr':
-    import librosa  # Takes a second, and the default does without.
-
-    wave_S = librosa.resample(
-      wave_S, orig_sr=rate_hz, target_sr=target_hz, res_type='soxr_hq'
-    )
-    return librosa.util.fix_length(wave_S, size=samples)
-  divisor = math.gcd(rate_hz, target_hz)
-  up, down = target_hz // divisor, rate_hz // divisor
-  taps, lead = _low_pass(up, down)
-  return signal.upfirdn(taps, wave_S, up, down)[lead : lead + samples]
-
-
-def read_audio(path: str, start: int, count: int) -> np.ndarray:
-  """Decodes `count` samples from `start` on: float32 [count].
-
-  Channels are averaged. Integers are scaled to [-1, 1]; float files, which may
-  exceed that, are left as they are.
-
-  Raises:
-    BadClip: Not decodable, shorter than asked for, or not finite.
-  """
-  _check(min(start, count) >= 0, path, 'start, count >= 0', (start, count))
-  with _opened(path) as file:
-    run_up = min(start, _RUN_UP_SAMPLES.get(file.subtype, 0))
-    file.seek(start - run_up)
-    wave_SxC = file.read(run_up + count, dtype='float32', always_2d=True)
-  # For stereo 6 times faster than mean(axis=1).
-  wave_S = sum(wave_SxC[run_up:].T) / np.float32(wave_SxC.shape[1])
-  if len(wave_S) < count:
-    raise BadClip(path, f'{len(wave_S)} of {count} samples from {start} on')
-  if not np.isfinite(wave_S).all():
-    raise BadClip(path, 'samples that are not finite')
-  return wave_S
-
-
-def open_clip(path: str, clip_id: str, labels: _Labels) -> clips_lib.Clip:
-  """Describes an audio file by its header; no samples are decoded.
-
-  Raises:
-    BadClip: No readable header, or an impossible length or rate in it.
-  """
-  with _opened(path) as file:
-    rate_hz, samples = file.samplerate, file.frames
-  if not 0 < samples < _UNKNOWN_SAMPLES:
-    raise BadClip(path, 'an unknown length' if samples else 'no samples')
-  if rate_hz > _MAX_RATE_HZ:
-    raise BadClip(path, f'a rate of {rate_hz} Hz')
-  read = functools.partial(read_audio, path)
-  return clips_lib.Clip(
-    id=clip_id, labels=labels, rate_hz=rate_hz, samples=samples, read=read
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +56,7 @@ class _Files(abc.ABC):
     if not 0 <= operator.index(index) < len(self):
       raise IndexError(f'index: want 0 to {len(self) - 1}, got {index}')
     path = self._index.prefix + self._index.names[index]
-    return open_clip(path, path, self._index.labels[index])
+    return decoding.open_file(path, path, self._index.labels[index])
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -299,33 +197,6 @@ def _check_folder(path: str, where: str = '') -> None:
   if not os.path.isdir(path):
     got = 'a file' if os.path.exists(path) else 'nothing: it does not exist'
     raise ValueError(f'{where}{path}: want a folder, got {got}')
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[soundfile.SoundFile]:
-  """An audio file; what libsndfile refuses inside is raised as BadClip."""
-  try:
-    # As bytes: the name may be in another encoding than UTF-8.
-    with soundfile.SoundFile(os.fsencode(path)) as file:
-      yield file
-  except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw
-    if not os.path.isfile(path):
-      raise BadClip(path, 'no such file') from None
-    text = getattr(error, 'error_string', error)
-    reason = f'{os.path.getsize(path)} bytes: {text}'
-    raise BadClip(path, reason) from None
-
-
-@functools.lru_cache(maxsize=16)
-def _low_pass(up: int, down: int) -> tuple[np.ndarray, int]:
-  """A Hann-windowed sinc at `up` times the rate, and its delay in outputs."""
-  cutoff = _ROLLOFF * min(up, down)
-  reach = math.ceil(_ZERO_CROSSINGS * up * down / cutoff)
-  lead = -(-reach // down)  # The centre has to fall on an output.
-  crossings = np.arange(-lead * down, reach + 1) * (cutoff / (up * down))
-  inside = np.clip(crossings / _ZERO_CROSSINGS, -1, 1)
-  taps = np.sinc(crossings) * np.cos(inside * np.pi / 2) ** 2 * (cutoff / down)
-  return taps.astype(np.float32), lead
 
 
 def _indexed(

@@ -13,6 +13,9 @@ import pytest
 import soundfile
 
 from sslam_jax import config
+from sslam_jax import clips
+from sslam_jax import decoding
+from sslam_jax import resampling
 from sslam_jax import sources
 
 
@@ -48,7 +51,7 @@ def _write_text(path: pathlib.Path, *lines: str) -> str:
 
 
 def _read_all(path: str) -> np.ndarray:
-  clip = sources.open_clip(path, path, ())
+  clip = decoding.open_file(path, path, ())
   return clip.read(0, clip.samples)
 
 
@@ -56,9 +59,9 @@ def _ids(source) -> list[str]:
   return [source[i].id for i in range(len(source))]
 
 
-def _error(function, *args) -> str:
+def _error(function, *args, **options) -> str:
   with pytest.raises(ValueError) as caught:
-    function(*args)
+    function(*args, **options)
   return str(caught.value)
 
 
@@ -77,7 +80,7 @@ def _windowed_sinc(wave_S: np.ndarray, rate_hz: int, target_hz: int):
 def test_resample_equals_the_definition(rate_hz):
   wave = _noise(1500)
   want = _windowed_sinc(wave.astype(np.float64), rate_hz, 16_000)
-  got = sources.resample(wave, rate_hz, 16_000)
+  got = resampling.resample(wave, rate_hz, 16_000)
   assert got.dtype == np.float32
   np.testing.assert_allclose(got, want, atol=1e-6)
 
@@ -85,22 +88,22 @@ def test_resample_equals_the_definition(rate_hz):
 def test_resample_takes_any_pair_of_rates():
   wave = _noise(700)
   want = _windowed_sinc(wave.astype(np.float64), 16_000, 22_051)
-  got = sources.resample(wave, 16_000, 22_051)
+  got = resampling.resample(wave, 16_000, 22_051)
   np.testing.assert_allclose(got, want, atol=1e-6)
-  assert len(sources.resample(_noise(192_000), 192_000, 11_027)) == 11_027
+  assert len(resampling.resample(_noise(192_000), 192_000, 11_027)) == 11_027
 
 
-@pytest.mark.parametrize('resampler', sources.RESAMPLERS)
+@pytest.mark.parametrize('resampler', resampling.RESAMPLERS)
 @pytest.mark.parametrize('rate_hz', [8000, 44_100, 96_000])
 def test_resample_keeps_a_sine(resampler, rate_hz):
   wave = _sine(rate_hz // 2, rate_hz)
-  got = sources.resample(wave, rate_hz, 16_000, resampler)
+  got = resampling.resample(wave, rate_hz, 16_000, resampler)
   assert got.dtype == np.float32
   want = _sine(8000, 16_000)
   np.testing.assert_allclose(got[500:-500], want[500:-500], atol=2e-3)
 
 
-@pytest.mark.parametrize('resampler', sources.RESAMPLERS)
+@pytest.mark.parametrize('resampler', resampling.RESAMPLERS)
 @pytest.mark.parametrize(
   'samples, rate_hz, target_hz, want',
   [
@@ -116,18 +119,18 @@ def test_resample_keeps_a_sine(resampler, rate_hz):
 def test_resample_rounds_the_length_up(
   resampler, samples, rate_hz, target_hz, want
 ):
-  got = sources.resample(_noise(samples), rate_hz, target_hz, resampler)
+  got = resampling.resample(_noise(samples), rate_hz, target_hz, resampler)
   assert got.shape == (want,) and got.dtype == np.float32
 
 
 def test_resample_at_equal_rates_returns_the_wave():
   wave = _noise(10)
-  assert sources.resample(wave, 44_100, 44_100) is wave
+  assert resampling.resample(wave, 44_100, 44_100) is wave
 
 
 def test_resample_refuses_bad_settings():
-  assert 'rates' in _error(sources.resample, _noise(9), 0, 16_000)
-  message = _error(sources.resample, _noise(9), 8000, 16_000, 'linear')
+  assert 'rates' in _error(resampling.resample, _noise(9), 0, 16_000)
+  message = _error(resampling.resample, _noise(9), 8000, 16_000, 'linear')
   assert "one of ('sinc_hann', 'soxr')" in message and "got 'linear'" in message
 
 
@@ -147,7 +150,7 @@ def test_resample_refuses_bad_settings():
 def test_formats_decode_to_what_was_written(tmp_path, name, subtype, tolerance):
   wave = (0.5 * _sine(8000, 16_000)).astype(np.float32)
   path = _write(tmp_path / name, wave, subtype=subtype)
-  clip = sources.open_clip(path, 'me', ('dog',))
+  clip = decoding.open_file(path, 'me', ('dog',))
   assert (clip.id, clip.labels) == ('me', ('dog',))
   assert (clip.samples, clip.rate_hz) == (8000, 16_000)
   got = clip.read(0, 8000)
@@ -180,16 +183,16 @@ def test_part_equals_the_same_part_of_all(tmp_path, name, tolerance):
   starts = [0, 1, 70_000, *range(90_000, 120_000, 2111)]
   for start in starts + list(range(280_000, 299_900, 1100)):
     count = min(3000, len(whole) - start)
-    got = sources.read_audio(path, start, count)
+    got = decoding.read(path, start, count, name=path)
     want = whole[start : start + count]
     np.testing.assert_allclose(got, want, atol=tolerance, rtol=0)
 
 
 def test_part_of_nothing_is_empty(tmp_path):
   path = _write(tmp_path / 'a.wav')
-  assert sources.read_audio(path, 5, 0).shape == (0,)
+  assert decoding.read(path, 5, 0, name=path).shape == (0,)
   for start, count in [(-1, 5), (5, -1)]:
-    message = _error(sources.read_audio, path, start, count)
+    message = _error(decoding.read, path, start, count, name=path)
     assert message == f'{path}: want start, count >= 0, got {start, count}'
 
 
@@ -218,7 +221,7 @@ def _damaged(path: pathlib.Path, damage: str) -> str:
 )  # fmt: skip
 def test_damaged_file_is_a_bad_clip(tmp_path, name, damage, reason):
   path = _damaged(tmp_path / name, damage)
-  with pytest.raises(sources.BadClip, match=reason) as caught:
+  with pytest.raises(clips.BadClip, match=reason) as caught:
     _read_all(path)
   assert str(caught.value).startswith(f'{path}: want readable audio, got ')
   assert caught.value.clip_id == path
@@ -241,18 +244,18 @@ def test_file_without_audio_is_a_bad_clip(tmp_path, name, reason):
 def test_wrong_samples_are_a_bad_clip(tmp_path):
   wave = _noise(100)
   short = _write(tmp_path / 'short.wav', wave)
-  with pytest.raises(sources.BadClip, match='got 10 of 11 samples from 90'):
-    sources.read_audio(short, 90, 11)
+  with pytest.raises(clips.BadClip, match='got 10 of 11 samples from 90'):
+    decoding.read(short, 90, 11, name=short)
   for value in (np.nan, np.inf):
     wave[50] = value
     path = _write(tmp_path / 'float.wav', wave, subtype='FLOAT')
-    assert len(sources.read_audio(path, 51, 49)) == 49
-    with pytest.raises(sources.BadClip, match='float.wav: .* not finite'):
-      sources.read_audio(path, 0, 100)
+    assert len(decoding.read(path, 51, 49, name=path)) == 49
+    with pytest.raises(clips.BadClip, match='float.wav: .* not finite'):
+      decoding.read(path, 0, 100, name=path)
 
 
 def test_bad_clip_survives_pickling():
-  error = pickle.loads(pickle.dumps(sources.BadClip('a b.wav', 'nothing')))
+  error = pickle.loads(pickle.dumps(clips.BadClip('a b.wav', 'nothing')))
   assert (error.clip_id, error.reason) == ('a b.wav', 'nothing')
   assert str(error) == 'a b.wav: want readable audio, got nothing'
 
@@ -511,7 +514,7 @@ def test_csv_errors_name_missing_files(tmp_path):
   assert message == (f"root: {tmp_path}/none: want a folder, "
                      f"got nothing: it does not exist")
   table = sources.Csv(path=path)
-  with pytest.raises(sources.BadClip, match='x.wav.*no such file') as caught:
+  with pytest.raises(clips.BadClip, match='x.wav.*no such file') as caught:
     table[0]
   assert caught.value.clip_id == f'{tmp_path}/x.wav'
 
@@ -546,7 +549,7 @@ def test_pickled_copy_does_not_read_the_disk(tmp_path):
   assert copies == each
   for copy, (length, classes, clip_id) in zip(copies, want):
     assert (len(copy), copy.classes) == (length, classes)
-    with pytest.raises(sources.BadClip) as caught:
+    with pytest.raises(clips.BadClip) as caught:
       copy[0]
     assert caught.value.clip_id == clip_id
 

@@ -51,12 +51,12 @@ def check_fbank(golden: folder.Golden) -> None:
 def check_resample(golden: folder.Golden) -> None:
   """Noise of several rates at 16 kHz."""
   # Here alone: it pulls in the audio libraries.
-  from sslam_jax import sources
+  from sslam_jax import resampling
 
   section = golden.section('resample')
   for rate_hz in filter(str.isdigit, section.names('in_')):
     section.expect(f'out_{rate_hz}')
-    ours_S = sources.resample(section.need(f'in_{rate_hz}'), int(rate_hz),
+    ours_S = resampling.resample(section.need(f'in_{rate_hz}'), int(rate_hz),
                               16_000, resampler='sinc_hann')
     section.compare(f'out_{rate_hz}', ours_S, _RESAMPLE)
 
