@@ -8,13 +8,13 @@ GPUs of 24 GB, about 70 hours on 4 RTX 3090 with the official code.
 Arguments, joined by commas (`--config=configs/stage1.py:small,folder=DIR`):
   demo          tiny model on 2.56 s clips: 2 minutes on 2 CPU cores
   small, large  encoder of that size (large: the published EAT-large recipe)
-  soundscapes   procedural sounds, no data needed (the default of demo)
-  folder=DIR    all audio files below DIR; may be repeated
-  manifest=TSV  official manifest; the default is data/audioset/train.tsv
-  csv=FILE      table with the columns path and label
+  folder=DIR, manifest=TSV, csv=FILE, pack=DIR, tfds=NAME, soundscapes
+                the data: docs/data.md; the default is
+                manifest=data/audioset/train.tsv, and soundscapes for demo
 """
 
 from sslam_jax import audio
+from sslam_jax import catalogue
 from sslam_jax import checkpoint
 from sslam_jax import clips
 from sslam_jax import config as config_lib
@@ -24,26 +24,26 @@ from sslam_jax import model
 from sslam_jax import objectives
 from sslam_jax import optim
 from sslam_jax import soundscapes
-from sslam_jax import sources
 from sslam_jax import state
 from sslam_jax import train
 
 SIZES = ('demo', 'small', 'large')
-FLAGS = (*SIZES, 'soundscapes')
-KEYS = ('folder', 'manifest', 'csv')
+FLAGS = (*SIZES, *catalogue.FLAGS)
+KEYS = catalogue.KEYS
 
 
 def get_config(arg: str = '') -> train.Config:
-  given, values = config_lib.options(arg, flags=FLAGS, keys=KEYS)
-  flags = [flag for flag in FLAGS if flag in given]
-  if len(set(flags) & set(SIZES)) > 1:
+  pairs = config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  flags = [flag for flag in FLAGS if (flag, '') in pairs]
+  sizes = [flag for flag in flags if flag in SIZES]
+  if len(sizes) > 1:
     raise ValueError(f'configuration argument: want one of '
-                     f'{", ".join(SIZES)}, got {given}')
+                     f'{", ".join(SIZES)}, got {sizes}')
   objective = objectives.MaskedLatent()
   config = train.Config(
       workdir='-'.join(['runs/stage1', *flags]),
       objective=objective,
-      data=data.Data(source=_source(flags, values), clones=16, workers=8),
+      data=data.Data(source=_source(pairs), clones=16, workers=8),
       optim=optim.Optim(peak_lr=5e-4, warmup_steps=53_333),
       steps=400_000,
       keep=checkpoint.Keep(every=10_000),
@@ -88,21 +88,10 @@ def enlarge(config: train.Config, objective: objectives.MaskedLatent) -> None:
   config.optim.peak_lr = 4e-4
 
 
-def _source(
-    flags: list[str], values: dict[str, tuple[str, ...]]
-) -> clips.Source:
-  """The one data source that the argument names."""
-  named = [*values, *(flag for flag in flags if flag == 'soundscapes')]
-  if len(named) > 1 or any(
-      len(values.get(key, '')) > 1 for key in ('manifest', 'csv')
-  ):
-    raise ValueError(f'configuration argument: want one data source, '
-                     f'got {named} with {values}')
-  if 'folder' in values:
-    return sources.Folder(paths=values['folder'])
-  if 'csv' in values:
-    return sources.Csv(path=values['csv'][0])
-  if 'soundscapes' in flags or ('demo' in flags and not values):
-    return soundscapes.Soundscapes(length_s=4.0 if 'demo' in flags else 10.0)
-  path, = values.get('manifest', ('data/audioset/train.tsv',))
-  return sources.Manifest(path=path)
+def _source(pairs: list[tuple[str, str]]) -> clips.Source:
+  """The data that the argument names, or what is trained on without it."""
+  is_demo = ('demo', '') in pairs
+  words = [pair for pair in pairs if pair[0] not in SIZES]
+  if words in ([], [('soundscapes', '')]) and (is_demo or words):
+    return soundscapes.Soundscapes(length_s=4.0 if is_demo else 10.0)
+  return catalogue.build(words or [('manifest', 'data/audioset/train.tsv')])

@@ -31,8 +31,8 @@ ARMS = {
 
 def get_config(arg: str = '') -> train.Config:
   known = (*stage1.FLAGS, *ARMS)
-  given, _ = config_lib.options(arg, flags=known, keys=stage1.KEYS)
-  flags = [flag for flag in known if flag in given]
+  pairs = config_lib.options(arg, flags=known, keys=stage1.KEYS)
+  flags = [flag for flag in known if (flag, '') in pairs]
   arms = [flag for flag in flags if flag in ARMS]
   if len(arms) > 1:
     raise ValueError(f'configuration argument: want one arm, got {arms}')

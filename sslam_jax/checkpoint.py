@@ -5,8 +5,11 @@ step, RNG) and `data` (the pipeline's state), so that inference and the next
 stage load what they need alone.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ import orbax.checkpoint as ocp
 from sslam_jax import state as state_lib
 
 _FOLDER = 'checkpoints'
+_UNFINISHED = '.orbax-checkpoint-tmp'
 _PARAMS, _TEACHER, _REST, _DATA = 'params', 'teacher', 'rest', 'data'
 
 
@@ -40,12 +44,19 @@ class Keep:
         raise ValueError(f'{name}: want at least 1, got {value}')
 
 
+class SaveFailed(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
+
+
 class Checkpointer:
-  """Saves and restores the states of one run."""
+  """Saves and restores the states of one run, whose folder is its alone."""
 
   def __init__(self, workdir: str, keep: Keep) -> None:
-    folder = pathlib.Path(workdir).absolute() / _FOLDER
+    folder = self._folder = pathlib.Path(workdir).absolute() / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      for unfinished in folder.glob(f'*{_UNFINISHED}*'):  # of a killed run
+        shutil.rmtree(unfinished, ignore_errors=True)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep.last, keep_period=keep.forever_every
     )
@@ -56,39 +67,77 @@ class Checkpointer:
   def save(
       self, step: int, state: state_lib.TrainState, data: dict[str, int]
   ) -> None:
-    """Starts to save; returns once the state may be changed again."""
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(**{
-            _PARAMS: ocp.args.StandardSave(state.params),
-            _TEACHER: ocp.args.StandardSave(state.teacher),
-            _REST: ocp.args.StandardSave(_rest(state)),
-            _DATA: ocp.args.JsonSave(data),
-        }),
-    )
+    """Starts to save; returns once the state may be changed again.
+
+    Raises:
+      SaveFailed: This save or the one before.
+    """
+    with self._failing():
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(**{
+              _PARAMS: ocp.args.StandardSave(state.params),
+              _TEACHER: ocp.args.StandardSave(state.teacher),
+              _REST: ocp.args.StandardSave(_rest(state)),
+              _DATA: ocp.args.JsonSave(data),
+          }),
+      )
+
+  def check(self) -> None:
+    """Raises SaveFailed where the save under way has failed by now."""
+    with self._failing():
+      self._manager.check_for_errors()
 
   def restore(
       self, like: state_lib.TrainState
   ) -> tuple[state_lib.TrainState, dict[str, int]]:
-    """The latest state with the data's; `like` gives shapes and sharding."""
-    restored = self._manager.restore(
-        self._manager.latest_step(),
-        args=ocp.args.Composite(**{
-            _PARAMS: ocp.args.StandardRestore(_abstract(like.params)),
-            _TEACHER: ocp.args.StandardRestore(_abstract(like.teacher)),
-            _REST: ocp.args.StandardRestore(_abstract(_rest(like))),
-            _DATA: ocp.args.JsonRestore(),
-        }),
-    )
+    """The latest state with the data's; `like` gives shapes and sharding.
+
+    Raises:
+      ValueError: The checkpoint is damaged; its folder is named.
+    """
+    step = self._manager.latest_step()
+    try:
+      restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(**{
+              _PARAMS: ocp.args.StandardRestore(_abstract(like.params)),
+              _TEACHER: ocp.args.StandardRestore(_abstract(like.teacher)),
+              _REST: ocp.args.StandardRestore(_abstract(_rest(like))),
+              _DATA: ocp.args.JsonRestore(),
+          }),
+      )
+    except Exception as error:  # Orbax wraps what TensorStore says in it
+      before = [other for other in self._manager.all_steps() if other < step]
+      way = f'step {max(before)}' if before else 'the start'
+      raise ValueError(
+          f'{self._folder / str(step)}: want a whole checkpoint, got '
+          f'{_first_line(error)}; without that folder the run goes on from '
+          f'{way}') from error
     state = state_lib.TrainState(
         params=restored[_PARAMS], teacher=restored[_TEACHER], **restored[_REST]
     )
     return state, restored[_DATA]
 
+  def wait(self) -> None:
+    """Waits until everything is written, or raises SaveFailed."""
+    with self._failing():
+      self._manager.wait_until_finished()
+
   def close(self) -> None:
-    """Waits until everything is written."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """The same, and ends."""
+    with self._failing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _failing(self) -> Iterator[None]:
+    try:
+      yield
+    except (ValueError, OSError) as error:  # ValueError: TensorStore's
+      last = latest_step(str(self._folder.parent))
+      got = 'there is none' if last is None else f'step {last} is whole'
+      raise SaveFailed(f'{self._folder}: cannot save: {_first_line(error)}; '
+                       f'of the checkpoints before, {got}') from error
 
 
 def latest_step(workdir: str) -> int | None:
@@ -146,6 +195,10 @@ def _mismatches(found: Any, like: Any) -> list[str]:
       for name in sorted({*ours, *theirs})
       if ours.get(name) != theirs.get(name)
   ]
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _handlers() -> dict[str, Any]:

@@ -48,8 +48,15 @@ class Source(Protocol):
   Asking for a clip, or reading it, raises BadClip where it is damaged.
   """
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """All labels."""
+
   def __len__(self) -> int:
     ...
 
   def __getitem__(self, index: int) -> Clip:
     ...
+
+  def labels(self, index: int) -> tuple[str, ...]:
+    """Those of clip `index`, which is not opened for them."""

@@ -41,31 +41,28 @@ def load(spec: str) -> Any:
 
 def options(
     arg: str, *, flags: Sequence[str], keys: Sequence[str]
-) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+) -> list[tuple[str, str]]:
   """Splits a configuration argument such as `demo,folder=a,folder=b`.
 
   Args:
-    arg: Comma-separated flags and key=value pairs; a key may be repeated.
+    arg: Comma-separated flags and key=value pairs; any may be repeated.
     flags: Allowed words without a value.
     keys: Allowed words with a value.
 
   Returns:
-    The flags, and the values of each key, both in the order given.
+    (word, value) in the order given; the value of a flag is ''.
   """
-  given: list[str] = []
-  values: dict[str, tuple[str, ...]] = {}
+  pairs: list[tuple[str, str]] = []
   choices = ', '.join([*flags, *(f'{key}=...' for key in keys)])
   for part in filter(None, arg.split(',')):
-    key, equals, value = part.partition('=')
-    if equals and key in keys and value:
-      values[key] = (*values.get(key, ()), value)
-    elif not equals and part in flags:
-      given.append(part)
-    else:
+    word, equals, value = part.partition('=')
+    is_pair = equals and value and word in keys
+    if not is_pair and part not in flags:
       raise ValueError(
           f'configuration argument {part!r}: want some of {choices}'
       )
-  return given, values
+    pairs.append((word, value))
+  return pairs
 
 
 def override(config: Any, assignments: Iterable[str]) -> Any:
@@ -128,12 +125,18 @@ def fields(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
   """All leaves of the tree as (dotted name, value)."""
   for field in dataclasses.fields(config):
     name = f'{path}.{field.name}' if path else field.name
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      yield name, type(value).__name__
-      yield from fields(value, name)
-    else:
-      yield name, value
+    yield from _leaves(getattr(config, field.name), name)
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+  if dataclasses.is_dataclass(value):
+    yield name, type(value).__name__
+    yield from fields(value, name)
+  elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+    for index, part in enumerate(value):
+      yield from _leaves(part, f'{name}.{index}')
+  else:
+    yield name, value
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
@@ -148,6 +151,8 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 def _child(owner: Any, name: str, path: str) -> Any:
   where = f'{path!r} ({type(owner).__name__})' if path else 'the configuration'
+  if isinstance(owner, tuple) and name.isdecimal() and int(name) < len(owner):
+    return owner[int(name)]
   if not dataclasses.is_dataclass(owner):
     raise ValueError(f'{path}.{name}: {path!r} is {owner!r}, it has no fields')
   names = [field.name for field in dataclasses.fields(owner)]

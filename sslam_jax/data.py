@@ -1,17 +1,20 @@
 """The Grain pipeline: from a source of clips to the views a step learns from.
 
-Source -> shuffle -> repeat -> draw (excerpt, masks, mixed columns) in threads
-or worker processes -> batch -> devices -> log-mel and mix, jitted.
+Order of the clips -> draw (excerpt, masks, mixed columns) in threads or worker
+processes -> batch -> devices -> log-mel and mix, jitted.
 Every random number is a function of the seed and a clip's place in the stream,
-and nothing is filtered out: so the stream is the same for any number of
-workers, and starting it at batch n continues it exactly.
+and nothing is filtered out (another clip stands in for a damaged one): so the
+stream is the same for any number of workers and of processes, and starting it
+at batch n continues it exactly.
 """
 
 import dataclasses
 import functools
+import json
 import logging
 import math
-from typing import Any, Literal
+import sys
+from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
@@ -23,10 +26,14 @@ from sslam_jax import audio
 from sslam_jax import clips
 from sslam_jax import masking
 from sslam_jax import mixing
+from sslam_jax import processes
 from sslam_jax import resampling
+from sslam_jax import sampling
 from sslam_jax import views
 
 AXIS = 'data'  # of the mesh: clips are spread over it
+_TRIES = 100  # damaged clips in a row: the disk is gone, not a clip
+_PLACES = 2**31  # of the stream, that a stand-in is drawn from
 
 _logger = logging.getLogger('sslam_jax')
 
@@ -47,6 +54,9 @@ class Data:
       'start', as the reference cuts its frames. Only that part is read.
     workers: Processes that read and draw; 0 does it in this process.
     threads: Reading threads, of each process.
+    max_bad_fraction: Damaged clips are passed over, and others stand in for
+      them; more than this part of the clips drawn, and of one pass (10,000
+      clips at most) on top, stops the run.
   """
 
   source: clips.Source
@@ -60,29 +70,46 @@ class Data:
   crop: Literal['random', 'start'] = 'random'
   workers: int = 0
   threads: int = 16
+  max_bad_fraction: float = 0.01
 
   def __post_init__(self) -> None:
     for name, least in (('clones', 1), ('workers', 0), ('threads', 1)):
       if getattr(self, name) < least:
         raise ValueError(f'{name}: want at least {least}, '
                          f'got {getattr(self, name)}')
+    if not 0 <= self.max_bad_fraction <= 1:
+      raise ValueError(f'max_bad_fraction: want 0 to 1, '
+                       f'got {self.max_bad_fraction}')
 
 
 def records(
-    data: Data, *, batch: int, seed: int, patch: int, start: int = 0
+    data: Data,
+    *,
+    batch: int,
+    seed: int,
+    patch: int,
+    start: int = 0,
+    rows: range | None = None,
 ) -> grain.IterDataset:
-  """Batches of NumPy records, without end, from batch `start` on."""
+  """Batches of NumPy records, without end, from batch `start` on.
+
+  Args:
+    data: What of.
+    batch: Clips per batch, over all processes.
+    seed: Of every random number.
+    patch: Side of a patch, in frames and mel bins.
+    start: First batch.
+    rows: Those of each batch that this process reads; None for all.
+  """
+  rows = range(batch) if rows is None else rows
+  order = sampling.order(data.source, seed)
   stream = (
-      grain.MapDataset.source(data.source)
-      .seed(seed)
-      .shuffle()
-      .repeat()
-      .random_map(_Draw(data, patch))
-      .slice(slice(start * batch, None))
+      _Rows(order.random_map(_Draw(data, patch, order)), batch, rows)
+      .slice(slice(start * len(rows), None))
       .to_iter_dataset(
           grain.ReadOptions(
               num_threads=data.threads,
-              prefetch_buffer_size=max(2 * batch, data.threads),
+              prefetch_buffer_size=max(2 * len(rows), data.threads),
           )
       )
   )
@@ -94,25 +121,34 @@ def records(
         grain.MultiprocessingOptions(num_workers=data.workers)
     )
   # After the workers: their number then leaves the batches as they are.
-  return stream.batch(batch, drop_remainder=True)
+  return stream.batch(len(rows), drop_remainder=True)
+
+
+class Fed(NamedTuple):
+  """A batch; of several processes, `ids` and `skipped` are this one's."""
+
+  ids: list[str]
+  views: views.Views  # sharded over the mesh
+  skipped: list[tuple[str, str]]  # damaged clips passed over: (id, reason)
 
 
 class Feed:
-  """Iterates over (clip ids, `views.Views` sharded over the mesh).
+  """Iterates over batches for the devices of a mesh.
 
   Its state is the number of batches drawn: with it the stream continues
-  exactly, with any number of workers, threads and devices. (The state of a
-  Grain iterator itself fits one number of workers only.)
+  exactly, with any number of workers, threads, devices and processes. (The
+  state of a Grain iterator itself fits one number of workers only.)
   """
 
   def __init__(
       self, data: Data, *, batch: int, seed: int, patch: int, mesh: Mesh
   ) -> None:
+    self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    rows = processes.rows(self._sharding, batch)
     self._open = functools.partial(
-        records, data, batch=batch, seed=seed, patch=patch
+        records, data, batch=batch, seed=seed, patch=patch, rows=rows
     )
     self._clips = len(data.source)
-    self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     make = functools.partial(
         views.make, mel=data.mel, mix=data.mix, patch=patch
     )
@@ -120,14 +156,14 @@ class Feed:
     self._make = jax.jit(
         jax.shard_map(make, mesh=mesh, in_specs=spec, out_specs=spec)
     )
-    self._row_B: Any = np.arange(batch, dtype=np.int32)
+    self._row_B: Any = np.array(rows, dtype=np.int32)
     self._batches = 0
     self._iterator: Any = None
 
   def __iter__(self) -> 'Feed':
     return self
 
-  def __next__(self) -> tuple[list[str], views.Views]:
+  def __next__(self) -> Fed:
     if self._iterator is None:
       self._iterator = iter(self._open(start=self._batches))
     record = next(self._iterator)
@@ -139,8 +175,12 @@ class Feed:
         row_B=self._row_B,
         column_BxC=record.get('column'),
     )
-    return list(record['id']), self._make(jax.device_put(batch,
-                                                         self._sharding))
+    return Fed(
+        ids=list(record['id']),
+        views=self._make(processes.spread(batch, self._sharding)),
+        skipped=[(clip, reason) for text in record['skipped'] if text
+                 for clip, reason in json.loads(text)],
+    )
 
   def get_state(self) -> dict[str, int]:
     """What `set_state` needs, as plain JSON."""
@@ -183,25 +223,61 @@ def excerpt(
   return wave[:samples]
 
 
+class _Rows(grain.MapDataset):
+  """The places of a stream that stand in some rows of its batches."""
+
+  def __init__(
+      self, stream: grain.MapDataset, batch: int, rows: range
+  ) -> None:
+    super().__init__(stream)
+    self._batch, self._rows = batch, rows
+
+  def __len__(self) -> int:
+    return sys.maxsize // self._batch * len(self._rows)
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return self.slice(index)
+    number, row = divmod(index, len(self._rows))
+    return self._parent[number * self._batch + self._rows[row]]
+
+
 class _Draw(grain.transforms.RandomMap):
   """All random choices of one clip in the stream."""
 
-  def __init__(self, data: Data, patch: int) -> None:
-    self._data = data
+  def __init__(self, data: Data, patch: int, order: grain.MapDataset) -> None:
+    self._data, self._order = data, order
     frames, mel_bins = data.mel.frames, data.mel.mel_bins
     self._grid = frames // patch, mel_bins // patch
 
-  def random_map(
-      self, clip: clips.Clip, rng: np.random.Generator
-  ) -> dict[str, Any]:
+  def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
     data = self._data
     hidden_MxN = data.mask.sample(rng, data.clones, self._grid)
-    keep_MxK = masking.kept_indices(hidden_MxN)
-    record: dict[str, Any] = {'id': clip.id, 'keep': keep_MxK}
+    record: dict[str, Any] = {'keep': masking.kept_indices(hidden_MxN)}
     if data.mix is not None:
       record['column'] = data.mix.plan(rng, self._grid[0])
-    wave = excerpt(clip, data, rng)
+    record['id'], wave, skipped = self._read(index, rng)
     record['wave'] = np.zeros(data.mel.samples, np.float32)
     record['wave'][: len(wave)] = wave
     record['samples'] = np.int32(len(wave))
+    record['skipped'] = json.dumps(skipped) if skipped else ''
     return record
+
+  def _read(
+      self, index: int, rng: np.random.Generator
+  ) -> tuple[str, np.ndarray, list[tuple[str, str]]]:
+    """The id and wave of a clip, and the damaged ones tried before it.
+
+    A stand-in comes from a random place of the stream: drawn as all are.
+    """
+    skipped: list[tuple[str, str]] = []
+    for _ in range(_TRIES):
+      try:
+        clip = self._data.source[index]
+        return clip.id, excerpt(clip, self._data, rng), skipped
+      except clips.BadClip as error:
+        skipped.append((error.clip_id, error.reason))
+        index = self._order[int(rng.integers(_PLACES))]
+    clip_id, reason = skipped[-1]
+    raise ValueError(f'data: want readable clips, got {_TRIES} damaged ones in '
+                     f'a row, the last {clip_id}: {reason}')

@@ -1,6 +1,7 @@
 """Command line: `python -m sslam_jax.main --config=FILE.py[:ARGUMENT]`.
 
 Fields are set by `--config.FIELD=VALUE`, such as --config.optim.peak_lr=1e-4.
+A job of several processes starts this command once in each, see docs/runs.md.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import logging
 import sys
 
 from sslam_jax import config as config_lib
+from sslam_jax import processes
 from sslam_jax import train
 
 _PREFIX = '--config.'
@@ -15,6 +17,36 @@ _PREFIX = '--config.'
 
 def parse(args: list[str]) -> train.Config:
   """The checked configuration that a command line asks for."""
+  return _config(*_arguments(args))
+
+
+def main(args: list[str]) -> int:
+  """Returns the exit status: 0 done, 1 stopped, 2 cannot start.
+
+  By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
+  """
+  # A handler of our own: libraries put theirs on the root logger.
+  train.logger.addHandler(logging.StreamHandler())
+  train.logger.propagate = False
+  status = 0
+  try:
+    known, others = _arguments(args)
+    if known.distributed or known.coordinator is not None:
+      processes.join(known.coordinator, known.processes, known.process)
+    train.run(_config(known, others))
+  except train.TrainingStopped:
+    status = 1
+  except train.Interrupted:
+    status = 3
+  except (ValueError, OSError) as error:
+    train.logger.error('error: %s', error)
+    status = 2
+  if status in (1, 2):
+    processes.leave(status)
+  return status
+
+
+def _arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
       prog='python -m sslam_jax.main', allow_abbrev=False,
       description='Pre-trains as a configuration file says; the same command '
@@ -22,10 +54,28 @@ def parse(args: list[str]) -> train.Config:
   )
   parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
   parser.add_argument('--workdir', help='run folder')
+  job = parser.add_argument_group(
+      'a job of several processes',
+      'Either --distributed, where JAX finds the others (Slurm, Open MPI, GKE, '
+      'TPU pods), or the other three.',
+  )
+  job.add_argument('--distributed', action='store_true')
+  job.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
+  job.add_argument('--processes', type=int, metavar='COUNT')
+  job.add_argument('--process', type=int, metavar='INDEX')
   known, others = parser.parse_known_args(args)
   for other in others:
     if not other.startswith(_PREFIX):
-      parser.error(f'{other}: want --config, --workdir or {_PREFIX}FIELD=VALUE')
+      parser.error(f'{other}: want an option of --help or {_PREFIX}FIELD=VALUE')
+  three = (known.coordinator, known.processes, known.process)
+  given = sum(value is not None for value in three)
+  if given not in (0, 3) or (known.distributed and given):
+    parser.error('want --distributed, or all of --coordinator, --processes '
+                 'and --process')
+  return known, others
+
+
+def _config(known: argparse.Namespace, others: list[str]) -> train.Config:
   assignments = [other.removeprefix(_PREFIX) for other in others]
   if known.workdir is not None:
     assignments.append(f'workdir={known.workdir}')
@@ -36,25 +86,5 @@ def parse(args: list[str]) -> train.Config:
   return config
 
 
-def main() -> int:
-  """Returns the exit status: 0 done, 1 stopped, 2 cannot start.
-
-  By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
-  """
-  # A handler of our own: libraries put theirs on the root logger.
-  train.logger.addHandler(logging.StreamHandler())
-  train.logger.propagate = False
-  try:
-    train.run(parse(sys.argv[1:]))
-  except train.TrainingStopped:
-    return 1
-  except train.Interrupted:
-    return 3
-  except (ValueError, OSError) as error:
-    train.logger.error('error: %s', error)
-    return 2
-  return 0
-
-
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(main(sys.argv[1:]))

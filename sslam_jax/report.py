@@ -50,7 +50,8 @@ class Report:
     if not self._bar.disable:
       self._redirection.__enter__()
     self._start, self._steps, self._batch = start, steps, batch
-    self._began = self._spoke = time.monotonic()
+    self._began = self._spoke = self._wrote = time.monotonic()
+    self._waited_s = 0.0
 
   def progress(self, step: int, metrics: dict[str, float]) -> None:
     """Shows that `step` is done, on the terminal."""
@@ -71,10 +72,17 @@ class Report:
       log = logger if self._bar.disable else _file_only
       log.info('step %d/%d%s: %s', step, self._steps, speed, terms)
 
+  def waited(self, seconds: float) -> None:
+    """Notes that the loop waited for data."""
+    self._waited_s += seconds
+
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics of `step` to the run folder."""
-    rate = self._clips_per_s(step)
-    speed = {} if rate is None else {'clips_per_s': rate}
+    rate, now = self._clips_per_s(step), time.monotonic()
+    # Since the last line; in the first one is the time to compile.
+    share = self._waited_s / max(now - self._wrote, 1e-9)
+    speed = {} if rate is None else {'clips_per_s': rate, 'data_wait': share}
+    self._waited_s, self._wrote = 0.0, now
     line = {'step': step, **metrics, **speed}
     self._lines.write(json.dumps(line) + '\n')
     self._lines.flush()
@@ -99,6 +107,26 @@ class Report:
     if not steps:
       return None
     return steps * self._batch / max(time.monotonic() - self._began, 1e-9)
+
+
+class Silence(Report):
+  """The report of a process that is not the first: none."""
+
+  def __init__(self) -> None:
+    # Errors still go to the terminal.
+    logger.setLevel(logging.ERROR)
+
+  def progress(self, step: int, metrics: dict[str, float]) -> None:
+    """See `Report`."""
+
+  def waited(self, seconds: float) -> None:
+    """See `Report`."""
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """See `Report`."""
+
+  def close(self) -> None:
+    """See `Report`."""
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -97,11 +97,15 @@ class Soundscapes:
 
     return clips_lib.Clip(
       id=f'soundscape-{self.seed}-{index:06d}',
-      labels=tuple(sorted({event.family for event in events})),
+      labels=_labels(events),
       rate_hz=rate_hz,
       samples=samples,
       read=lambda start, count: wave()[start : start + count].copy(),
     )
+
+  def labels(self, index: int) -> tuple[str, ...]:
+    """See `clips.Source`."""
+    return _labels(self.plan(index))
 
   def plan(self, index: int) -> tuple[Event, ...]:
     """Draws what happens in a scene, without any audio."""
@@ -111,6 +115,10 @@ class Soundscapes:
     count = rng.integers(1, self.max_events + 1)
     families = rng.choice(self.classes, count, replace=False)
     return tuple(_event(str(name), self.length_s, rng) for name in families)
+
+
+def _labels(events: Sequence[Event]) -> tuple[str, ...]:
+  return tuple(sorted({event.family for event in events}))
 
 
 def scene(

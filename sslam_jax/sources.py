@@ -15,7 +15,6 @@ import operator
 import os
 import sys
 
-
 from sslam_jax import clips as clips_lib
 from sslam_jax import decoding
 
@@ -53,10 +52,15 @@ class _Files(abc.ABC):
     return len(self._index.names)
 
   def __getitem__(self, index: int) -> clips_lib.Clip:
+    labels = self.labels(index)
+    path = self._index.prefix + self._index.names[index]
+    return decoding.open_file(path, path, labels)
+
+  def labels(self, index: int) -> tuple[str, ...]:
+    """See `clips.Source`."""
     if not 0 <= operator.index(index) < len(self):
       raise IndexError(f'index: want 0 to {len(self) - 1}, got {index}')
-    path = self._index.prefix + self._index.names[index]
-    return decoding.open_file(path, path, self._index.labels[index])
+    return self._index.labels[index]
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
-import threading
-import types
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +16,18 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sslam_jax import checkpoint
-from sslam_jax import config as config_lib
 from sslam_jax import data as data_lib
 from sslam_jax import objectives
 from sslam_jax import optim as optim_lib
 from sslam_jax import pictures
+from sslam_jax import processes
 from sslam_jax import report as report_lib
+from sslam_jax import run_folder
+from sslam_jax import skips as skips_lib
 from sslam_jax import state as state_lib
 from sslam_jax import views as views_lib
 
 _AXIS = data_lib.AXIS
-_CONFIG = 'config.json'
-# Fields that may change when a run is resumed: they leave its numbers alone,
-# up to rounding.
-_FREE_FIELDS = (
-    'workdir', 'init_from', 'devices', 'accumulate', 'objective.vit.remat',
-    'data.workers', 'data.threads', 'data.source.path', 'data.source.paths',
-    'data.source.root', 'log_every', 'pictures_every',
-)  # fmt: skip
-_FREE_PREFIXES = ('keep.', 'guard.')
-
 Metrics = dict[str, float]
 logger = report_lib.logger
 
@@ -232,7 +222,7 @@ def create_state(config: Config, mesh: Mesh) -> state_lib.TrainState:
 
 
 def make_mesh(config: Config) -> Mesh:
-  """The devices of a run, in a row.
+  """The devices of a run, in a row, those of each process together.
 
   Raises:
     ValueError: The batch cannot be spread over them.
@@ -241,6 +231,9 @@ def make_mesh(config: Config) -> Mesh:
   devices = config.devices or found
   if devices > found:
     raise ValueError(f'devices: want at most the {found} found, got {devices}')
+  if jax.process_count() > 1 and devices < found:
+    raise ValueError(f'devices: want all {found} of a job of '
+                     f'{jax.process_count()} processes, got {devices}')
   parts = devices * config.accumulate
   if config.batch % parts:
     raise ValueError(
@@ -254,147 +247,217 @@ def make_mesh(config: Config) -> Mesh:
         f'clips of a device (batch {config.batch} on {devices} devices), '
         f'got {mix.group}'
     )
-  return jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,),
-                       devices=jax.devices()[:devices])
+  row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))[:devices]
+  return Mesh(np.array(row), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def run(config: Config) -> state_lib.TrainState:
   """Trains to the end, from the last checkpoint in the run folder if any.
 
   Raises:
-    ValueError: Something about the configuration or the data cannot work;
-      found before anything is written.
+    ValueError: Something about the configuration, the data or the folder
+      cannot work; found before anything is written.
     TrainingStopped: See `Guard`, whereupon the last checkpoint stays as it
-      is; or a clip cannot be read, and what was computed so far is saved.
+      is; or too many clips are damaged, and what was computed so far is saved;
+      or something cannot be written.
     Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
   """
   workdir = pathlib.Path(config.workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f'workdir: want a folder, got the file {workdir}')
+  run_folder.check(workdir, config)
   mesh = make_mesh(config)
   feed = data_lib.Feed(
       config.data, batch=config.batch, seed=config.seed,
       patch=config.objective.vit.patch, mesh=mesh,
   )
-  _check_folder(workdir, config)
   state = create_state(config, mesh)
-  resumes = checkpoint.latest_step(config.workdir) is not None
-  if config.init_from is not None and not resumes:
+  if config.init_from is not None and (
+      checkpoint.latest_step(config.workdir) is None
+  ):
     state = _start_from(config.init_from, state)
+  alone = contextlib.nullcontext()
+  with run_folder.locked(workdir) if processes.is_first() else alone:
+    run_folder.check(workdir, config)  # another job may have been here
+    return _train(config, mesh, feed, state)
+
+
+def _train(
+    config: Config, mesh: Mesh, feed: data_lib.Feed, state: state_lib.TrainState
+) -> state_lib.TrainState:
+  """The run in its folder, which is this job's alone."""
+  workdir, is_first = pathlib.Path(config.workdir), processes.is_first()
+  skips = skips_lib.Skips(
+      config.workdir, clips=len(config.data.source),
+      max_fraction=config.data.max_bad_fraction, writes=is_first,
+  )
   checkpointer = checkpoint.Checkpointer(config.workdir, config.keep)
-  if resumes:
+  skipped = 0
+  if checkpoint.latest_step(config.workdir) is not None:
     state, data_state = checkpointer.restore(state)
     feed.set_state(data_state)
-  report_lib.write_text(workdir / _CONFIG, config_lib.to_json(config))
+    skipped = data_state['skipped']
   start = int(state.step)
+  skips.resume(start, skipped)
+  if is_first:
+    run_folder.write_config(workdir, config)
   report = report_lib.Report(
       config.workdir, start=start, steps=config.steps, batch=config.batch
-  )
+  ) if is_first else report_lib.Silence()
   verb = 'resumes after' if start else 'starts at'
   verb = 'is finished at' if start == config.steps else verb
   logger.info('run folder %s: %s step %d of %d, on %d x %s', workdir, verb,
               start, config.steps, mesh.size, mesh.devices.flat[0].device_kind)
+  loop = _Loop(config, mesh, feed, checkpointer, report, skips)
   try:
-    with _signals() as told:
-      state = _loop(config, compile_step(config, mesh), state, feed,
-                    checkpointer, report, told)
-    if config.pictures_every is not None and pictures.available():
-      pictures.draw_losses(workdir / 'pictures' / 'losses.png',
-                           report_lib.read_metrics(config.workdir))
+    try:
+      state = loop.run(state)
+    except jax.errors.JaxRuntimeError as error:
+      if jax.process_count() > 1:
+        _end_without_others(error)
+      raise
+    finally:
+      feed.close()
+      checkpointer.close()
   except (TrainingStopped, Interrupted) as error:
     logger.error('stopped: %s', error)
     raise
+  except OSError as error:
+    logger.error('stopped: %s', error)
+    raise TrainingStopped(str(error)) from error
   finally:
-    feed.close()
-    checkpointer.close()
     report.close()
   return state
 
 
-def _loop(
-    config: Config,
-    step_fn: Callable[..., Any],
-    state: state_lib.TrainState,
-    feed: data_lib.Feed,
-    checkpointer: checkpoint.Checkpointer,
-    report: report_lib.Report,
-    told: list[int],
-) -> state_lib.TrainState:
-  """All steps from `state` on, or until a signal is in `told`.
+class _Pending(NamedTuple):
+  """A step that the device has been given, and what to tell of it."""
+
+  step: int
+  metrics: objectives.Scalars
+  skips: Array  # of all processes
+  skipped: list[tuple[str, str]]  # those of this one
+
+
+class _Loop:
+  """The steps of a run, one after another.
 
   Metrics are fetched one step late, so that the device never waits.
   """
-  start = int(state.step)
-  picture_every = config.pictures_every
-  if picture_every is not None and not pictures.available():
+
+  def __init__(
+      self,
+      config: Config,
+      mesh: Mesh,
+      feed: data_lib.Feed,
+      checkpointer: checkpoint.Checkpointer,
+      report: report_lib.Report,
+      skips: skips_lib.Skips,
+  ) -> None:
+    self._config, self._feed, self._checkpointer = config, feed, checkpointer
+    self._report, self._skips = report, skips
+    self._step_fn = compile_step(config, mesh)
+    self._total = processes.Total(mesh)
+    self._pending: _Pending | None = None
+
+  def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    """All steps from `state` on, or until a signal or damaged data ends it."""
+    config, first = self._config, int(state.step) + 1
+    picture_every = self._picture_every()
+    with processes.stopping() as stop:
+      for step in range(first, config.steps + 1):
+        fed = self._next(step, state)
+        if picture_every and (step == first or step % picture_every == 0):
+          self._draw(step, fed)
+        state, metrics = self._step_fn(state, fed.views)
+        skips = self._total(len(fed.skipped))
+        self._consume()
+        self._pending = _Pending(step, metrics, skips, fed.skipped)
+        self._checkpointer.check()
+        # Read once: a signal may come at any moment, and what is said to be
+        # saved has to be.
+        told = stop.reason(step) if step < config.steps else None
+        excess = self._skips.excess((step - 1) * config.batch)
+        if step % config.keep.every == 0 or step == config.steps or (
+            told or excess
+        ):
+          self._save(step, state)
+        if told or excess:
+          self._checkpointer.wait()
+        if excess:
+          raise TrainingStopped(f'step {step}, which is saved: {excess}')
+        if told:
+          raise Interrupted(f'{told} after step {step}, which is saved: the '
+                            f'same command goes on from there')
+    self._checkpointer.wait()
+    if picture_every:
+      pictures.draw_losses(self._pictures() / 'losses.png',
+                           report_lib.read_metrics(config.workdir))
+    return state
+
+  def _next(self, step: int, state: state_lib.TrainState) -> data_lib.Fed:
+    """The batch of a step; what was computed is saved where there is none."""
+    began = time.monotonic()
+    try:
+      fed = next(self._feed)
+    except ValueError as error:  # hardly a clip can be read
+      # Of several processes this one alone knows, and cannot save alone.
+      if self._pending is not None and jax.process_count() == 1:
+        self._save(step - 1, state)
+        self._checkpointer.wait()
+      raise TrainingStopped(f'step {step}: {error}') from error
+    self._report.waited(time.monotonic() - began)
+    return fed
+
+  def _save(self, step: int, state: state_lib.TrainState) -> None:
+    # A state is saved only once its own metrics are known to be sound.
+    self._consume()
+    data_state = self._feed.get_state() | {'skipped': self._skips.count}
+    self._checkpointer.save(step, state, data_state)
+
+  def _consume(self) -> None:
+    """Waits for the pending step's metrics, checks, shows and writes them."""
+    if self._pending is None:
+      return
+    step, metrics, skips, skipped = self._pending
+    self._pending = None
+    config, report = self._config, self._report
+    if count := int(skips):
+      self._skips.add(step, count, map(tuple, processes.gather(skipped)))
+    values = {
+        name: float(x)
+        for name, x in sorted(jax.device_get(metrics).items(), key=_rank)
+    }
+    values['skipped'] = self._skips.count
+    report.progress(step, values)
+    if step % config.log_every == 0 or step in (1, config.steps):
+      report.write(step, values)
+    config.guard.check(step, values)
+
+  def _picture_every(self) -> int | None:
+    if self._config.pictures_every is None or not processes.is_first():
+      return None
+    if pictures.available():
+      return self._config.pictures_every
     logger.warning('no pictures: want matplotlib, which is not installed '
                    '(pip install -r requirements-plot.txt)')
-    picture_every = None
-  pending: tuple[int, objectives.Scalars] | None = None
-  for step in range(start + 1, config.steps + 1):
-    try:
-      ids, views = next(feed)
-    except ValueError as error:  # a clip that cannot be read
-      if pending is not None:
-        _consume(*pending, config, report)
-        checkpointer.save(step - 1, state, feed.get_state())
-      raise TrainingStopped(f'step {step}: {error}') from error
-    if picture_every and (step == start + 1 or step % picture_every == 0):
-      path = pathlib.Path(config.workdir) / 'pictures' / f'step_{step:07d}.png'
-      pictures.draw_views(path, ids, views, config.objective.vit.patch)
-    state, metrics = step_fn(state, views)
-    if pending is not None:
-      _consume(*pending, config, report)
-    pending = (step, metrics)
-    # Read once: a signal may come at any moment, and what is said to be saved
-    # has to be.
-    stops = bool(told) and step < config.steps
-    if step % config.keep.every == 0 or step == config.steps or stops:
-      # A state is saved only once its own metrics are known to be sound.
-      _consume(*pending, config, report)
-      pending = None
-      checkpointer.save(step, state, feed.get_state())
-    if stops:
-      raise Interrupted(f'{signal.Signals(told[0]).name} after step {step}, '
-                        f'which is saved: the same command goes on from there')
-  return state
+    return None
+
+  def _draw(self, step: int, fed: data_lib.Fed) -> None:
+    pictures.draw_views(
+        self._pictures() / f'step_{step:07d}.png', fed.ids,
+        processes.local(fed.views), self._config.objective.vit.patch,
+    )
+
+  def _pictures(self) -> pathlib.Path:
+    return pathlib.Path(self._config.workdir) / 'pictures'
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-  """Collects SIGINT and SIGTERM; a second one ends the process at once."""
-  told: list[int] = []
-  before: dict[int, Any] = {}
-
-  def note(number: int, _: types.FrameType | None) -> None:
-    told.append(number)
-    signal.signal(number, before[number])
-
-  try:
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
-    yield told
-  finally:
-    for signum, handler in before.items():
-      signal.signal(signum, handler)
-
-
-def _consume(
-    step: int,
-    metrics: objectives.Scalars,
-    config: Config,
-    report: report_lib.Report,
-) -> None:
-  """Waits for a step's metrics, checks, shows and writes them."""
-  values = {
-      name: float(x)
-      for name, x in sorted(jax.device_get(metrics).items(), key=_rank)
-  }
-  report.progress(step, values)
-  if step % config.log_every == 0 or step in (1, config.steps):
-    report.write(step, values)
-  config.guard.check(step, values)
+def _end_without_others(error: Exception) -> None:
+  logger.error(
+      'stopped: another process of this job ended or cannot be reached (%s); '
+      'start the job again, it goes on from its last checkpoint',
+      str(error).splitlines()[0],
+  )
+  processes.leave(1)
 
 
 def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
@@ -402,27 +465,6 @@ def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
   name, _ = item
   is_term = name.startswith(('local_', 'global_', 'retention'))
   return name != 'loss', not is_term, name
-
-
-def _check_folder(workdir: pathlib.Path, config: Config) -> None:
-  """Refuses a folder that holds a run of another configuration."""
-  saved = workdir / _CONFIG
-  if not saved.exists():
-    return
-  try:
-    old = config_lib.from_json(saved.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{saved}: of another version? {error}') from None
-  changed = {
-      name: values
-      for name, values in config_lib.differences(old, config).items()
-      if name not in _FREE_FIELDS and not name.startswith(_FREE_PREFIXES)
-  }
-  if changed:
-    lines = [f'{name} was {was!r}, now {now!r}'
-             for name, (was, now) in changed.items()]
-    raise ValueError(f'{workdir}: holds a run with another configuration; '
-                     f'take another --workdir. ' + '; '.join(lines))
 
 
 def _start_from(

@@ -16,3 +16,8 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 _CACHE = tempfile.TemporaryDirectory(prefix='sslam_jax_tests_')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
+
+def pytest_addoption(parser):
+  parser.addoption('--kills', type=int, default=3,
+                   help='how often tests/test_resumption.py kills its run')

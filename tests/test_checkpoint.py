@@ -102,7 +102,7 @@ def test_state_is_saved_as_it_was_though_training_goes_on(tmp_path):
   step_fn, state = train.compile_step(config, mesh), state_on(1)
   from sslam_jax import data
   feed = data.Feed(config.data, batch=8, seed=1, patch=16, mesh=mesh)
-  _, views = next(feed)
+  views = next(feed).views
   feed.close()
   saver = checkpoint.Checkpointer(tmp_path, config.keep)
   before = jax.device_get(jax.tree.map(jnp.copy, state.params))

@@ -58,16 +58,16 @@ NOT_A_CONFIG = 0
 
 
 def test_options_splits_flags_and_repeated_keys_in_order():
-  flags, values = config_lib.options(
+  pairs = config_lib.options(
       'demo,folder=b,small,folder=a=c', flags=('small', 'demo'),
       keys=('folder', 'size'),
   )
-  assert flags == ['demo', 'small']
-  assert values == {'folder': ('b', 'a=c')}
+  assert pairs == [('demo', ''), ('folder', 'b'), ('small', ''),
+                   ('folder', 'a=c')]
 
 
 def test_options_of_nothing_are_empty():
-  assert config_lib.options('', flags=('demo',), keys=()) == ([], {})
+  assert config_lib.options('', flags=('demo',), keys=()) == []
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_own_folders_take_one_argument():
 @pytest.mark.parametrize(('args', 'message'), [
     ([f'--config={_STAGE1}:dmeo'], "'dmeo': want some of demo, small, large"),
     ([f'--config={_STAGE2}:mb_ua,mb_pma'], 'want one arm'),
-    ([f'--config={_STAGE1}:folder=a,manifest=b'], 'want one data source'),
+    ([f'--config={_STAGE1}:folder=a,manifest=b,shares=2'],
+     'shares: want 2, one per part'),
     (['--config=none.py'], 'none.py'),
     ([f'--config={_STAGE1}', '--config.optm.peak_lr=1'],
      "no field 'optm'; choices: workdir, objective"),
@@ -64,7 +65,8 @@ def test_wrong_command_is_refused_with_the_choices(args, message):
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize('flag', ['--confg=x', '--config.seed', 'extra'])
+@pytest.mark.parametrize('flag', ['--confg=x', '--config.seed', 'extra',
+                                  '--process=0'])
 def test_unknown_flag_is_refused(flag, capsys):
   with pytest.raises((SystemExit, ValueError)):
     parse(f'--config={_STAGE1}', flag)

@@ -5,9 +5,7 @@ import pytest
 import soundfile
 
 from sslam_jax import audio
-from tests import tiny
 from tools import audio_stats
-from tools import benchmark
 
 
 @pytest.fixture
@@ -37,13 +35,3 @@ def test_audio_stats_names_a_missing_folder(capsys):
   argument = '--config=configs/stage1.py:demo,folder=nowhere'
   assert audio_stats.main([argument]) == 2
   assert 'nowhere: want a folder' in capsys.readouterr().err
-
-
-def test_benchmark_times_every_step():
-  measured = benchmark.measure(tiny.stage2('unused'))
-  assert len(measured['step_s_all']) == 7
-  assert min(measured['step_s_all']) > 0
-  median_s = np.median(measured['step_s_all'][1:])
-  assert measured['clips_per_s'] == pytest.approx(tiny.BATCH / median_s,
-                                                  rel=0.2)
-  assert measured['matmul_gflop_per_s'] > 1

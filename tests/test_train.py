@@ -1,6 +1,5 @@
 """The training step on any number of devices, and the loop around it."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -20,6 +19,7 @@ from jax.sharding import PartitionSpec
 from sslam_jax import checkpoint
 from sslam_jax import data
 from sslam_jax import report
+from sslam_jax import run_folder
 from sslam_jax import sources
 from sslam_jax import train
 from tests import tiny
@@ -48,7 +48,7 @@ def twenty_steps(devices, accumulate):
   state, feed = train.create_state(config, mesh), feed_of(config, mesh)
   history = []
   for _ in range(STEPS):
-    _, views = next(feed)
+    views = next(feed).views
     state, metrics = step_fn(state, views)
     history.append(jax.device_get(metrics))
   feed.close()
@@ -63,7 +63,7 @@ def first_gradients(devices, accumulate):
   config = tiny.stage2('unused', devices=devices, accumulate=accumulate)
   mesh = train.make_mesh(config)
   state, feed = train.create_state(config, mesh), feed_of(config, mesh)
-  _, views = next(feed)
+  views = next(feed).views
   feed.close()
   # Plain gradient descent of rate 1: the update is minus the gradient.
   step = functools.partial(
@@ -132,7 +132,7 @@ def test_a_step_moves_the_teacher_as_method_7_says():
                state.params['encoder'])
   for update in (1, 2, 3):
     before = jax.device_get(state.teacher)
-    state, _ = step_fn(state, next(feed)[1])
+    state, _ = step_fn(state, next(feed).views)
     ema = config.objective.ema
     decay = ema.end - (ema.end - ema.start) * (1 - update / ema.anneal_steps)
     jax.tree.map(lambda t, s, new, d=decay: np.testing.assert_allclose(
@@ -147,7 +147,7 @@ def test_noise_is_new_in_every_step():
   config.objective.decoder.noise_std = 1.0
   mesh = train.make_mesh(config)
   step_fn, feed = train.compile_step(config, mesh), feed_of(config, mesh)
-  _, views = next(feed)
+  views = next(feed).views
   feed.close()
   losses = []
   for step in (0, 0, 1):
@@ -168,7 +168,7 @@ def test_first_update_has_rate_zero_and_later_ones_the_schedule():
 def run_metrics(config):
   train.run(config)
   return [
-      {k: v for k, v in line.items() if k != 'clips_per_s'}
+      {k: v for k, v in line.items() if k not in ('clips_per_s', 'data_wait')}
       for line in report.read_metrics(config.workdir)
   ]
 
@@ -214,17 +214,26 @@ def test_killed_run_resumes_with_the_same_losses(whole_run, tmp_path):
   assert 'resumes after step 3' in (tmp_path / 'log.txt').read_text()
 
 
+def tell(monkeypatch, method, at, number):
+  """Sends this process a signal once the loop's `method` has run `at` times."""
+  ran = []
+  original = getattr(train._Loop, method)
+
+  def patched(self, *args):
+    original(self, *args)
+    ran.append(method)
+    if len(ran) == at:
+      os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(train._Loop, method, patched)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_saves_the_step_under_way(whole_run, tmp_path,
                                                   monkeypatch, number):
-  consume = train._consume
-
-  def tell(step, *args):
-    consume(step, *args)
-    if step == 4:
-      os.kill(os.getpid(), number)
-
-  monkeypatch.setattr(train, '_consume', tell)
+  # The metrics of step 4 are read once step 5 is under way (and at the save
+  # of step 3 nothing is pending for one more reading).
+  tell(monkeypatch, '_consume', 6, number)
   with pytest.raises(train.Interrupted, match=f'{number.name} after step 5'):
     train.run(tiny.stage2(tmp_path))
   assert checkpoint.latest_step(tmp_path) == 5
@@ -235,29 +244,17 @@ def test_told_to_stop_it_saves_the_step_under_way(whole_run, tmp_path,
 def test_signal_after_the_last_look_waits_for_the_next_step(tmp_path,
                                                             monkeypatch):
   """Whenever it comes, the step that is said to be saved is."""
-
-  class Late(list):
-    looks = 0
-
-    def __bool__(self):  # empty at the first look, told at all later ones
-      self.looks += 1
-      return self.looks > 1
-
-  @contextlib.contextmanager
-  def late():
-    yield Late([signal.SIGINT])
-
-  monkeypatch.setattr(train, '_signals', late)
-  with pytest.raises(train.Interrupted, match='SIGINT after step 2'):
+  tell(monkeypatch, '_save', 1, signal.SIGINT)  # of step 3
+  with pytest.raises(train.Interrupted, match='SIGINT after step 4'):
     train.run(tiny.stage2(tmp_path))
-  assert checkpoint.latest_step(tmp_path) == 2
+  assert checkpoint.latest_step(tmp_path) == 4
 
 
 def test_resuming_may_change_what_leaves_the_numbers_alone(whole_run):
   config = tiny.stage2(whole_run[0], accumulate=2, init_from='elsewhere')
   config.objective.vit.remat = True
   config.guard.min_target_std = 0.0
-  train._check_folder(whole_run[0], config)
+  run_folder.check(whole_run[0], config)
 
 
 def test_finished_run_does_nothing_more(whole_run):
@@ -358,8 +355,9 @@ def test_metrics_are_plain_json(whole_run):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   terms = {'loss', 'local_clean', 'local_mixed', 'global_clean',
            'global_mixed', 'retention', 'target_std', 'prediction_std',
-           'grad_norm', 'lr', 'ema_decay', 'clips_per_s', 'step'}
-  assert set(json.loads(lines[0])) == terms - {'clips_per_s'}
+           'grad_norm', 'lr', 'ema_decay', 'skipped', 'clips_per_s',
+           'data_wait', 'step'}
+  assert set(json.loads(lines[0])) == terms - {'clips_per_s', 'data_wait'}
   assert set(json.loads(lines[1])) == terms
 
 
@@ -377,9 +375,9 @@ def test_device_does_not_wait_for_metrics(tmp_path, monkeypatch):
 
     return step
 
-  consume = train._consume
+  check = train.Guard.check
   monkeypatch.setattr(train, 'compile_step', traced)
-  monkeypatch.setattr(train, '_consume',
-                      lambda *a: (order.append('read'), consume(*a)))
+  monkeypatch.setattr(train.Guard, 'check',
+                      lambda *a: (order.append('read'), check(*a)))
   train.run(tiny.stage1(tmp_path, keep=checkpoint.Keep(every=100)))
   assert order == ['step', *['step', 'read'] * 5, 'read']

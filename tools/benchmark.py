@@ -1,94 +1,176 @@
-"""Times the training step of a configuration on this machine.
+"""Measures how fast a configuration reads and trains on this machine.
 
-  python tools/benchmark.py --config=configs/stage2.py:soundscapes \\
-      --config.objective.vit.dtype=float32 --config.batch=2 \\
-      --config.data.clones=2 --config.data.mix.group=2
+  python tools/benchmark.py --config=configs/stage2.py:demo --json out.json
 
-A whole update is timed: forward and backward pass, optimiser and teacher, from
-spectrograms on. The rate of a matrix product measured in the same call tells
-how fast the machine is.
+Parts: source, pipeline, frontend, step (from log-mels to the next state) and
+loop (a run as it is, with its waiting for data). Any field of the configuration
+is set by --config.FIELD=VALUE; nothing is written to its run folder.
 """
 
-import json
-import pathlib
-import statistics
-import sys
-import time
+import argparse
 from collections.abc import Callable
+import json
+import math
+import pathlib
+import shlex
+import sys
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 # For a checkout that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from sslam_jax import data
+from sslam_jax import config as config_lib
 from sslam_jax import main as main_lib
 from sslam_jax import train
+from tools.benchmarks import machine
+from tools.benchmarks import reading
+from tools.benchmarks import table
+from tools.benchmarks import training
 
-_STEPS = 7
-_MATRIX = 4096
+PARTS = ('source', 'pipeline', 'frontend', 'step', 'loop')
+_PREFIX = '--config.'
 
 
 def main(args: list[str]) -> int:
-  """Prints one JSON object; exit status 2 for a wrong configuration."""
+  """Prints the table; exit status 2 for a wrong argument or unreadable data."""
+  options, config_args = _parse(args)
   try:
-    config = main_lib.parse(args)
-    print(json.dumps(measure(config), indent=2))
-  except ValueError as error:
+    config = main_lib.parse(config_args)
+    report = measure(config, options.parts, options.workers, options.seconds)
+    report['command'] = shlex.join(['tools/benchmark.py', *args])
+    print('\n'.join(table.lines(report)))
+    if options.json is not None:
+      text = json.dumps(report, indent=2) + '\n'
+      options.json.write_text(text, encoding='utf-8')
+  except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   return 0
 
 
-def measure(config: train.Config) -> dict[str, Any]:
-  """Seconds to compile, seconds per step, clips/s, and the machine's rate."""
+def measure(
+    config: train.Config,
+    parts: tuple[str, ...] = PARTS,
+    workers: tuple[int, ...] | None = None,
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+  """Measures some parts.
+
+  Args:
+    config: Of the run.
+    parts: Some of `PARTS`.
+    workers: Numbers of worker processes that the pipeline is measured with;
+      None: 0 and the powers of two up to the number of cores.
+    seconds: How long each measurement takes at least.
+
+  Returns:
+    Sections and keys of `table.TITLES`, and 'config'.
+  """
+  facts = machine.facts()
+  if not facts['is_quiet']:
+    _say(f'the machine is not quiet (load {facts["load_1min"]}): the figures '
+         f'are too low')
+  report = {'machine': facts, 'config': json.loads(config_lib.to_json(config))}
+  for part, measured in _measures(config, workers, seconds).items():
+    if part in parts:
+      _say(part)
+      report[part] = measured()
+  return report
+
+
+def default_workers() -> tuple[int, ...]:
+  """0 and the powers of two up to the number of cores."""
+  return 0, *(2**n for n in range(machine.cores().bit_length()))
+
+
+def _measures(
+    config: train.Config, workers: tuple[int, ...] | None, seconds: float
+) -> dict[str, Callable[[], Any]]:
   mesh = train.make_mesh(config)
-  feed = data.Feed(
-      config.data, batch=config.batch, seed=config.seed,
-      patch=config.objective.vit.patch, mesh=mesh,
-  )
-  _, views = next(feed)
-  feed.close()
-  state = train.create_state(config, mesh)
-  began = time.perf_counter()
-  step_fn = train.compile_step(config, mesh).lower(state, views).compile()
-  compile_s = time.perf_counter() - began
-  step_s = []
-  for _ in range(_STEPS):
-    began = time.perf_counter()
-    state, metrics = jax.block_until_ready(step_fn(state, views))
-    step_s.append(time.perf_counter() - began)
-  median_s = statistics.median(step_s[1:])  # the first touches new memory
-  dtype = config.objective.vit.dtype
+  compiled: list[training.Program] = []
+
+  def program() -> training.Program:
+    """The step, compiled where a part first needs it."""
+    if not compiled:
+      compiled.append(training.compile_step(config, mesh))
+    return compiled[0]
+
+  counts = default_workers() if workers is None else workers
   return {
-      'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
-      'dtype': dtype,
-      'batch': config.batch,
-      'clones': config.data.clones,
-      'compile_s': round(compile_s, 2),
-      'step_s': round(median_s, 3),
-      'step_s_all': [round(s, 3) for s in step_s],
-      'clips_per_s': round(config.batch / median_s, 3),
-      'matmul_gflop_per_s': round(matmul_rate(dtype) / 1e9, 1),
-      'loss': float(metrics['loss']),
+      'source': lambda: reading.measure_sources(config.data, seconds),
+      'pipeline': lambda: [
+          reading.measure_pipeline(config, count, seconds) for count in counts
+      ],
+      'frontend': lambda: training.measure_front_end(config, mesh, seconds),
+      'step': lambda: training.measure_step(config, mesh, program(), seconds),
+      'loop': lambda: training.measure_loop(config, mesh, program(), seconds),
   }
 
 
-def matmul_rate(dtype: str) -> float:
-  """Best FLOP/s of a square matrix product on one device."""
-  shape = (_MATRIX, _MATRIX)
-  a, b = (jax.random.normal(jax.random.key(i), shape).astype(dtype)
-          for i in range(2))
-  product: Callable[..., Any] = jax.jit(jnp.matmul)
-  jax.block_until_ready(product(a, b))
-  seconds = []
-  for _ in range(_STEPS):
-    began = time.perf_counter()
-    jax.block_until_ready(product(a, b))
-    seconds.append(time.perf_counter() - began)
-  return 2 * _MATRIX**3 / min(seconds)
+def _say(text: str) -> None:
+  print(f'benchmark: {text}', file=sys.stderr, flush=True)
+
+
+def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The options of this tool, and what says which configuration."""
+  parser = argparse.ArgumentParser(
+      description=__doc__.splitlines()[0], allow_abbrev=False,
+      epilog='Any field of the configuration is set by --config.FIELD=VALUE.',
+  )
+  parser.add_argument('--config', required=True, metavar='FILE.py[:ARGUMENT]')
+  parser.add_argument('--workdir', help='not used, as nothing is written')
+  parser.add_argument('--parts', type=_parts, default=PARTS, metavar='A,B',
+                      help=f'some of {",".join(PARTS)} (default: all)')
+  parser.add_argument('--workers', type=_workers, metavar='N,N',
+                      help='worker processes to try in the pipeline '
+                      '(default: 0,1,2,4,... up to the cores)')
+  parser.add_argument('--seconds', type=_seconds, default=5.0,
+                      help='length of each measurement (default: 5)')
+  parser.add_argument('--json', type=_file, metavar='FILE',
+                      help='write the report there too')
+  options, others = parser.parse_known_args(args)
+  for other in others:
+    if not other.startswith(_PREFIX):
+      parser.error(f'{other}: want {_PREFIX}FIELD=VALUE or one of the above')
+  return options, [f'--config={options.config}', *others]
+
+
+def _parts(text: str) -> tuple[str, ...]:
+  parts = tuple(text.split(','))
+  if unknown := [part for part in parts if part not in PARTS]:
+    raise argparse.ArgumentTypeError(
+        f'want some of {",".join(PARTS)}, got {unknown[0]!r}'
+    )
+  return parts
+
+
+def _workers(text: str) -> tuple[int, ...]:
+  counts = text.split(',')
+  if not all(count.isdecimal() for count in counts):
+    raise argparse.ArgumentTypeError(
+        f'want numbers of processes such as 0,1,2, got {text!r}'
+    )
+  return tuple(map(int, counts))
+
+
+def _seconds(text: str) -> float:
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = math.nan
+  if not 0 < seconds < math.inf:
+    raise argparse.ArgumentTypeError(f'want a positive number, got {text!r}')
+  return seconds
+
+
+def _file(text: str) -> pathlib.Path:
+  """A file that can be written: hours may pass before it is."""
+  path = pathlib.Path(text)
+  if not path.parent.is_dir() or path.is_dir():
+    raise argparse.ArgumentTypeError(
+        f'want a file in a folder that exists, got {text!r}'
+    )
+  return path
 
 
 if __name__ == '__main__':

@@ -1,0 +1,111 @@
+"""Data sources by the words of a command line.
+
+`folder=DIR,csv=FILE,shares=3:1` is what configurations and tools take. One
+word is one source; several are joined, see `sampling.Concat`.
+"""
+
+import re
+from collections.abc import Sequence
+
+from sslam_jax import clips
+from sslam_jax import config
+from sslam_jax import packs
+from sslam_jax import sampling
+from sslam_jax import soundscapes
+from sslam_jax import sources
+from sslam_jax import tfds_source
+
+FLAGS = ('soundscapes',)
+_SOURCES = ('folder', 'manifest', 'csv', 'pack', 'tfds', 'soundscapes')
+KEYS = (*_SOURCES, 'shares', 'weights', 'epoch')
+HELP = """\
+folder=DIR         all audio files below DIR; the folder's name is the label
+manifest=TSV       fairseq manifest, with .lbl and label_descriptors.csv
+csv=FILE           table with the columns path and label
+pack=DIR           shards written by tools/pack_audio.py
+tfds=NAME[:SPLIT]  prepared TFDS data set, or its folder
+soundscapes[=N]    procedural sounds, no data needed
+shares=3:1         how often each of several sources is taken
+weights=FILE       weight of clip i in line i; weights=labels: rare ones more
+epoch=N            clips drawn by weight per epoch (default: 200000)"""
+
+
+def source(text: str) -> clips.Source:
+  """The source that comma-separated words name; see `HELP`.
+
+  Raises:
+    ValueError: An unknown word, no source, or words that contradict.
+  """
+  return build(config.options(text, flags=FLAGS, keys=KEYS))
+
+
+def build(pairs: Sequence[tuple[str, str]]) -> clips.Source:
+  """The same of (word, value) pairs; the value of a bare word is ''."""
+  named = [(word, value) for word, value in pairs if word in _SOURCES]
+  options: dict[str, str] = {}
+  for word, value in pairs:
+    if word not in _SOURCES:
+      if word in options:
+        raise ValueError(f'{word}: want it once, got {value!r} too')
+      options[word] = value
+  if not named:
+    choices = ', '.join(f'{word}=...' for word in _SOURCES)
+    raise ValueError(f'data source: want {choices}; got none')
+  joined = _joined(named, options.get('shares'))
+  if 'weights' not in options:
+    if 'epoch' in options:
+      raise ValueError('epoch: want it with weights=...')
+    return joined
+  return sampling.Weighted(
+      source=joined,
+      weights=None if options['weights'] == 'labels' else options['weights'],
+      **({'clips_per_epoch': _number('epoch', options['epoch'])}
+         if 'epoch' in options else {}),
+  )
+
+
+def _joined(
+    named: Sequence[tuple[str, str]], shares: str | None
+) -> clips.Source:
+  if shares is None:
+    if {word for word, _ in named} == {'folder'}:
+      return sources.Folder(paths=tuple(path for _, path in named))
+    if len(named) == 1:
+      return _one(*named[0])
+  parts = tuple(_one(word, value) for word, value in named)
+  try:
+    numbers = None if shares is None else tuple(map(float, shares.split(':')))
+  except ValueError:
+    raise ValueError(f'shares: want numbers such as 3:1, got '
+                     f'{shares!r}') from None
+  return sampling.Concat(parts=parts, shares=numbers)
+
+
+def _one(word: str, value: str) -> clips.Source:
+  if word == 'folder':
+    return sources.Folder(paths=(value,))
+  if word == 'manifest':
+    return sources.Manifest(path=value)
+  if word == 'csv':
+    return sources.Csv(path=value)
+  if word == 'pack':
+    return packs.Pack(path=value)
+  if word == 'tfds':
+    return _tfds(value)
+  if value:
+    return soundscapes.Soundscapes(clips=_number(word, value))
+  return soundscapes.Soundscapes()
+
+
+def _tfds(value: str) -> tfds_source.Tfds:
+  # A colon may also come before a version, or in a split such as train[:50%].
+  match = re.fullmatch(r'(.+?)(?::([^\d:/][^/]*))?', value)
+  assert match is not None  # The value is never empty.
+  name, split = match.groups()
+  return tfds_source.Tfds(name=name, split=split or 'train')
+
+
+def _number(word: str, value: str) -> int:
+  if not value.isdecimal():
+    raise ValueError(f'{word}: want a number, got {value!r}')
+  return int(value)

@@ -1,0 +1,80 @@
+"""The folder of a run: its configuration, and the one job that may write."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import os
+import pathlib
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from sslam_jax import config as config_lib
+from sslam_jax import report
+
+_CONFIG = 'config.json'
+_LOCK = 'run.lock'
+# Fields that may change when a run is resumed: they leave its numbers alone,
+# up to rounding. Sources may move, but not change.
+_FREE = re.compile(
+    r'workdir|init_from|devices|accumulate|log_every|pictures_every'
+    r'|objective\.vit\.remat|data\.(workers|threads|max_bad_fraction)'
+    r'|data\.source\.(.+\.)?(path|paths|root|data_dir|weights)(\.\d+)?'
+    r'|keep\..+|guard\..+'
+)
+
+
+def check(workdir: pathlib.Path, config: Any) -> None:
+  """Raises ValueError for a file, or a folder of another run's.
+
+  Fields that leave a run's numbers alone may differ; the others that do are
+  named with both values.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'workdir: want a folder, got the file {workdir}')
+  saved = workdir / _CONFIG
+  if not saved.exists():
+    return
+  try:
+    old = config_lib.from_json(saved.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{saved}: of another version? {error}') from None
+  changed = [
+      f'{name} was {was!r}, now {now!r}'
+      for name, (was, now) in config_lib.differences(old, config).items()
+      if not _FREE.fullmatch(name)
+  ]
+  if changed:
+    raise ValueError(f'{workdir}: holds a run with another configuration; '
+                     f'take another --workdir. ' + '; '.join(changed))
+
+
+def write_config(workdir: pathlib.Path, config: Any) -> None:
+  """Keeps the configuration for `check` and for readers of the folder."""
+  report.write_text(workdir / _CONFIG, config_lib.to_json(config))
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other jobs out; the system frees the folder when this one ends.
+
+  Raises:
+    ValueError: Another job is running in it; its host and process are named.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / _LOCK).open('a+', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno not in (errno.EAGAIN, errno.EACCES):
+        raise
+      file.seek(0)
+      raise ValueError(f'{workdir}: want a folder that no other job writes '
+                       f'to, got one in use by {file.read().strip()}') from None
+    file.truncate(0)
+    now = datetime.datetime.now().isoformat(' ', 'seconds')
+    file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}')
+    file.flush()
+    yield

@@ -1,0 +1,63 @@
+"""The tiny stage-2 run in a process of its own, as tests start it.
+
+  python -m tests.child WORKDIR [--steps=N] [--folder=DIR] [--file_limit=BYTES]
+      [--coordinator=HOST:PORT --processes=N --process=I]
+
+Exit status as of sslam_jax.main.
+"""
+
+import argparse
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from unittest import mock
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def config(workdir, steps, folder=None):
+  """What the child runs; saves every other step."""
+  from sslam_jax import checkpoint
+  from sslam_jax import sources
+  from tests import tiny
+  run = tiny.stage2(workdir, steps=steps, keep=checkpoint.Keep(every=2),
+                    devices=None)
+  if folder is not None:
+    run.data.source = sources.Folder(paths=(folder,))
+    run.data.max_bad_fraction = 0.1
+  return run
+
+
+def start(workdir, *args, devices=1, **environment):
+  """Starts it; its errors can be read from `stderr`."""
+  return subprocess.Popen(
+      [sys.executable, '-m', 'tests.child', str(workdir), *args], cwd=_ROOT,
+      env={**os.environ, 'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': str(devices),
+           **environment},
+      stderr=subprocess.PIPE, text=True,
+  )
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('workdir')
+  parser.add_argument('--steps', type=int, default=6)
+  parser.add_argument('--folder')
+  parser.add_argument('--file_limit', type=int)
+  options, others = parser.parse_known_args()
+  from sslam_jax import main as main_lib
+  if options.file_limit is not None:
+    limit = (options.file_limit, options.file_limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+  # The command line as it is, with a configuration that no file holds.
+  with mock.patch.object(
+      main_lib, '_config',
+      lambda *_: config(options.workdir, options.steps, options.folder),
+  ):
+    return main_lib.main(['--config=unused', *others])
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,171 @@
+"""Two processes: the numbers of one, one log, and an end when one is lost."""
+
+import json
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sslam_jax import checkpoint
+from sslam_jax import data
+from sslam_jax import processes
+from sslam_jax import report
+from sslam_jax import train
+from tests import child
+from tests import tiny
+
+LOSS_TOLERANCE = 1e-5  # relative: sums are taken in another order
+STEPS, BATCH = 6, tiny.BATCH
+LOST_S = 60  # until the other process has to have ended
+
+
+def start_two(workdir, *args):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  return [
+      child.start(workdir, *args, f'--coordinator=localhost:{port}',
+                  '--processes=2', f'--process={index}')
+      for index in range(2)
+  ]
+
+
+def ends_of(jobs, timeout=120):
+  errors = [job.communicate(timeout=timeout)[1] for job in jobs]
+  return [job.returncode for job in jobs], errors
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """48 recordings, as many as are drawn, one of them damaged."""
+  folder = tmp_path_factory.mktemp('clips')
+  rng = np.random.default_rng(0)
+  for i in range(BATCH * STEPS):
+    soundfile.write(folder / f'{i:03d}.wav', rng.normal(size=3000) * 0.1,
+                    16_000)
+  (folder / '007.wav').write_bytes(b'RIFF, they said')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory, folder):
+  workdir = tmp_path_factory.mktemp('pair')
+  status, errors = ends_of(
+      start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  )
+  assert status == [0, 0], errors
+  return workdir, errors
+
+
+def test_two_processes_learn_what_one_with_two_devices_does(
+    pair, tmp_path, folder
+):
+  config = child.config(tmp_path, STEPS, str(folder))
+  config.devices = 2
+  train.run(config)
+  ours, theirs = (report.read_metrics(str(path)) for path in (pair[0],
+                                                              tmp_path))
+  assert [line['step'] for line in ours] == [1, 2, 3, 4, 5, 6]
+  for line, expected in zip(ours, theirs):
+    assert line['skipped'] == expected['skipped']
+    for name in ('loss', 'local_clean', 'local_mixed', 'retention'):
+      np.testing.assert_allclose(line[name], expected[name],
+                                 rtol=LOSS_TOLERANCE, err_msg=name)
+  assert ours[-1]['skipped'] == 1  # in the half of one process only
+  skipped = (pair[0] / 'skipped.tsv').read_text()
+  assert skipped == (tmp_path / 'skipped.tsv').read_text()
+  assert '007.wav\t15 bytes' in skipped
+
+
+def test_only_the_first_process_writes(pair):
+  workdir, (first, second) = pair
+  assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
+  log = (workdir / 'log.txt').read_text()
+  assert log.count('starts at step 0') == 1
+  assert 'step 6/6' in first
+  assert 'step 6/6' not in second
+
+
+def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder):
+  workdir = pair[0]
+  assert checkpoint.latest_step(str(workdir)) == STEPS
+  config = child.config(workdir, STEPS, str(folder))
+  config.devices = 1
+  assert train.run(config).step == STEPS  # restored: nothing is left to do
+
+
+def wait_for_step(workdir, jobs):
+  lines = workdir / 'metrics.jsonl'
+  end = time.monotonic() + 60
+  while time.monotonic() < end and not any(job.poll() for job in jobs):
+    if lines.exists() and lines.stat().st_size:
+      return
+    time.sleep(0.05)
+  raise AssertionError([job.communicate()[1] for job in jobs])
+
+
+def test_lost_process_ends_the_other_with_a_message(tmp_path):
+  jobs = start_two(tmp_path, '--steps=2000')
+  wait_for_step(tmp_path, jobs)
+  began = time.monotonic()
+  jobs[1].kill()
+  errors = jobs[0].communicate(timeout=LOST_S)[1]
+  assert time.monotonic() - began < LOST_S
+  assert jobs[0].returncode == 1
+  assert 'another process of this job ended' in errors
+  assert 'start the job again, it goes on from its last checkpoint' in errors
+  jobs[1].communicate()
+
+
+def test_signal_to_one_process_saves_both_at_the_same_step(tmp_path):
+  jobs = start_two(tmp_path, '--steps=2000')
+  wait_for_step(tmp_path, jobs)
+  jobs[1].send_signal(signal.SIGTERM)
+  status, errors = ends_of(jobs, LOST_S)
+  assert status == [3, 3], errors
+  step = checkpoint.latest_step(str(tmp_path))
+  assert all(f'after step {step}, which is saved' in text for text in errors)
+
+
+def test_processes_read_disjoint_rows_that_make_up_the_batch():
+  config = tiny.stage2('unused').data
+
+  def take(rows):
+    stream = iter(data.records(config, batch=8, seed=1, patch=16, start=2,
+                               rows=rows))
+    found = [next(stream) for _ in range(3)]
+    stream.close()
+    return found
+
+  for whole, first, second in zip(take(None), take(range(4)),
+                                  take(range(4, 8))):
+    for name in whole:
+      joined = np.concatenate([first[name], second[name]])
+      np.testing.assert_array_equal(joined, whole[name], err_msg=name)
+
+
+def test_rows_of_a_process_are_those_of_its_devices():
+  mesh = train.make_mesh(tiny.stage2('unused', devices=4))
+  sharding = NamedSharding(mesh, PartitionSpec(data.AXIS))
+  assert processes.rows(sharding, 8) == range(8)
+  x = np.arange(8.0).reshape(8, 1)
+  spread = processes.spread({'x': x}, sharding)
+  assert len(spread['x'].sharding.device_set) == 4
+  np.testing.assert_array_equal(processes.local(spread)['x'], x)
+  assert int(processes.Total(mesh)(3)) == 3
+
+
+def test_gather_of_one_process_is_its_own_list():
+  items = [['ä b.wav', 'cut']]
+  assert processes.gather(items) == items == json.loads(json.dumps(items))
+
+
+def test_job_of_several_processes_takes_all_devices(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='devices: want all 4 of a job of 2'):
+    train.make_mesh(tiny.stage2('unused', devices=2))

@@ -1,0 +1,119 @@
+"""The report as aligned text; `TITLES` also documents the keys of the JSON."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_NOT_REPORTED = 'not reported'
+
+# Key -> what it is. Rates are of all devices, work and memory of one.
+TITLES: dict[str, dict[str, str]] = {
+    'machine': {
+        'date': 'date',
+        'commit': 'commit',
+        'cpu': 'CPU',
+        'cores': 'cores',
+        'devices': 'devices of JAX',
+        'platform': 'system',
+        'python': 'Python',
+        'jax': 'jax',
+        'jaxlib': 'jaxlib',
+        'load_1min': 'load at the start',
+        'is_quiet': 'quiet',
+    },
+    'source': {
+        'source': 'source',
+        'kind': 'kind',
+        'clips': 'clips',
+        'open_s': 'open, s',
+        'threads': 'threads',
+        'clips_per_s': 'clips/s',
+        'bad_clips': 'bad',
+    },
+    'pipeline': {
+        'workers': 'workers',
+        'threads': 'threads',
+        'start_s': 'first batch, s',
+        'batches': 'batches',
+        'clips_per_s': 'clips/s',
+    },
+    'frontend': {
+        'length_s': 'clip, s',
+        'calls': 'batches',
+        'batch_s': 's/batch, median',
+        'clips_per_s': 'clips/s',
+    },
+    'step': {
+        'devices': 'devices',
+        'dtype': 'compute type',
+        'batch': 'clips',
+        'clones': 'clones',
+        'trace_s': 'trace, s',
+        'compile_s': 'compile without cache, s',
+        'step_s': 's/step, median',
+        'step_s_all': 's/step, all',
+        'clips_per_s': 'clips/s',
+        'loss': 'loss (of noise)',
+        'matmul_gflop_per_s': 'matrix product, GFLOP/s',
+        'gflop_per_clip': 'GFLOP/clip',
+        'gflop_per_s': 'GFLOP/s of a device',
+        'matmul_share': 'share of the matrix rate',
+        'loops_once_gflop': 'GFLOP of a device, loop bodies once',
+        'loops_once_gflop_xla': 'the same by XLA, all operations',
+        'program_bytes': 'program',
+        'program_temp_bytes': '  temporary',
+        'program_argument_bytes': '  arguments',
+        'program_output_bytes': '  outputs',
+        'program_alias_bytes': '  outputs in place of arguments',
+        'device_peak_bytes': 'peak of the device',
+        'process_peak_bytes': 'peak of this process',
+    },
+    'loop': {
+        'workers': 'workers',
+        'threads': 'threads',
+        'start_s': 'first steps, s',
+        'steps': 'steps',
+        'skipped_clips': 'clips passed over',
+        'step_s': 's/step, mean',
+        'clips_per_s': 'clips/s',
+        'drawing_share': 'share of time drawing a batch',
+        'waiting_share': 'share of time waiting for data',
+    },
+}
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+  """The lines of the sections that a report has."""
+  for section, titles in TITLES.items():
+    if section not in report:
+      continue
+    yield section
+    measured = report[section]
+    if isinstance(measured, list):
+      rows = [[_text(key, row[key]) for key in titles] for row in measured]
+      yield from _aligned([list(titles.values()), *rows])
+    else:
+      yield from _aligned(
+          [title, _text(key, measured[key])] for key, title in titles.items()
+      )
+    yield ''
+
+
+def _aligned(rows: Iterable[list[str]]) -> Iterator[str]:
+  rows = list(rows)
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  for row in rows:
+    yield '  ' + '  '.join(map(str.ljust, row, widths)).rstrip()
+
+
+def _text(key: str, value: Any) -> str:
+  if value is None:
+    return _NOT_REPORTED
+  if isinstance(value, list):
+    return ' '.join(_text(key, part) for part in value)
+  if isinstance(value, bool):
+    return 'yes' if value else 'NO'
+  if key.endswith('_bytes'):
+    return f'{value / 2**20:.1f} MiB'
+  if key.endswith('_share'):
+    return f'{100 * value:.1f} %'
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
