@@ -1,6 +1,7 @@
 """The pipeline: one stream for any workers, threads, start and devices."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -99,6 +100,61 @@ class Ramp:
     return np.arange(start, start + count, dtype=np.float32)
 
 
+class Damaged:
+  """A source of which some clips cannot be read."""
+
+  def __init__(self, source, bad, when):
+    self.source, self.bad, self.when = source, bad, when
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    clip = self.source[index]
+    if index not in self.bad:
+      return clip
+    if self.when == 'opened':
+      raise clips.BadClip(clip.id, 'cut')
+    return dataclasses.replace(clip, read=functools.partial(_fail, clip.id))
+
+
+def _fail(clip_id, *_):
+  raise clips.BadClip(clip_id, 'cut')
+
+
+@pytest.mark.parametrize('when', ['opened', 'read'])
+def test_stand_in_leaves_all_other_clips_as_they_are(stream, when):
+  """For any threads, workers and start; what stands in is drawn at random."""
+  source = Damaged(data_of().source, {3, 7}, when)
+  found = take(data_of(source=source), 7)
+  assert_same(take(data_of(source=source, threads=8), 4, start=3), found[3:])
+  if when == 'read':
+    assert_same(take(data_of(source=source, workers=2), 7), found)
+  bad, stand_ins = {source.source[i].id for i in (3, 7)}, []
+  for ours, theirs in zip(found, stream):
+    for row, expected in enumerate(theirs['id']):
+      same = [np.array_equal(ours[name][row], theirs[name][row])
+              for name in ('keep', 'column', 'wave', 'id')]
+      if expected in bad:
+        skipped = json.loads(ours['skipped'][row])
+        assert skipped[0] == [expected, 'cut']
+        assert ours['id'][row] not in bad
+        assert same[:2] == [True, True]  # masks and columns of the place
+        stand_ins.append(ours['id'][row])
+      else:
+        assert all(same)
+        assert ours['skipped'][row] == ''
+  assert len(stand_ins) >= 4  # in two passes of 12 and four more
+  assert len(set(stand_ins)) > 1
+
+
+def test_hundred_damaged_clips_in_a_row_are_too_many():
+  source = Damaged(data_of().source, set(range(12)), 'read')
+  with pytest.raises(ValueError, match='want readable clips, got 100 damaged '
+                     r'ones in a row, the last soundscape-.*: cut'):
+    take(data_of(source=source), 1)
+
+
 def test_long_clip_is_cut_at_random_places_and_only_that_part_is_read():
   ramp, config = Ramp(1_000_000), data_of()
   rng = np.random.default_rng(0)
@@ -193,3 +249,9 @@ def test_changed_source_goes_on_with_a_warning(caplog):
 def test_bad_numbers_are_refused(field, value):
   with pytest.raises(ValueError, match=f'{field}: want at least'):
     data_of(**{field: value})
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.1, float('nan')])
+def test_bad_fraction_is_refused(fraction):
+  with pytest.raises(ValueError, match='max_bad_fraction: want 0 to 1'):
+    data_of(max_bad_fraction=fraction)

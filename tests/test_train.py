@@ -1,5 +1,6 @@
 """The training step on any number of devices, and the loop around it."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -302,19 +303,84 @@ def test_non_finite_loss_stops_before_it_is_saved(tmp_path):
   assert checkpoint.latest_step(tmp_path) is None
 
 
-def test_unreadable_clip_is_named_and_what_was_computed_is_saved(tmp_path):
+def recordings(folder, good, damaged):
+  """Noise clips, and damaged ones among them; returns a run on the folder."""
   rng = np.random.default_rng(0)
-  for i in range(24):
+  folder.mkdir()
+  for i in range(good + damaged):
     wave = rng.normal(size=24_000) * 0.1
-    soundfile.write(tmp_path / f'{i}.wav', wave, 16_000)
-  (tmp_path / '24.wav').write_bytes(b'RIFF, they said')
-  config = tiny.stage1(tmp_path / 'run', steps=50)
-  config.data.source = sources.Folder(paths=(str(tmp_path),))
-  with pytest.raises(train.TrainingStopped,
-                     match=r'step \d+: .*24.wav: want readable audio'):
+    soundfile.write(folder / f'{i:02d}.wav', wave, 16_000)
+  for i in range(0, 3 * damaged, 3):
+    (folder / f'{i:02d}.wav').write_bytes(b'RIFF, they said')
+  config = tiny.stage1(folder.parent / 'run', steps=9)
+  config.data.source = sources.Folder(paths=(str(folder),))
+  return config
+
+
+def test_damaged_clips_are_passed_over_counted_and_listed_once(tmp_path):
+  """36 drawn in two passes of 20 clips; the run is stopped and resumed."""
+  config = recordings(tmp_path / 'clips', good=17, damaged=3)
+  config.data.max_bad_fraction = 0.3
+  whole = run_metrics(config)
+  assert [line['step'] for line in whole] == list(range(1, 10))
+  counts = [line['skipped'] for line in whole]
+  assert counts == sorted(counts)
+  assert counts[-1] >= 9  # 72 drawn: each of 3 at least in 3 whole passes
+  rows = [line.split('\t') for line in
+          (tmp_path / 'run' / 'skipped.tsv').read_text().splitlines()]
+  assert sorted(pathlib.Path(row[1]).name for row in rows) == [
+      '00.wav', '03.wav', '06.wav'
+  ]
+  first = next(line['step'] for line in whole if line['skipped'])
+  assert int(rows[0][0]) == first
+  assert {row[2] for row in rows} == {'15 bytes: Format not recognised.'}
+  log = (tmp_path / 'run' / 'log.txt').read_text()
+  assert log.count('passed over') == 3
+  again = dataclasses.replace(config, workdir=str(tmp_path / 'again'))
+  for stop in (4, 9):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(train.processes.Stop, 'reason', lambda _, step, at=stop:
+                    'SIGTERM' if step == at else None)
+      with contextlib.suppress(train.Interrupted):
+        train.run(again)
+  assert run_metrics(again) == whole  # counts too, across the resume
+  assert ((tmp_path / 'again' / 'skipped.tsv').read_text()
+          == (tmp_path / 'run' / 'skipped.tsv').read_text())
+
+
+def test_too_many_damaged_clips_stop_the_run_after_saving(tmp_path):
+  config = recordings(tmp_path / 'clips', good=17, damaged=3)
+  with pytest.raises(train.TrainingStopped) as caught:
     train.run(config)
-  saved = checkpoint.latest_step(tmp_path / 'run')
+  lines = str(caught.value).splitlines()
+  step = checkpoint.latest_step(config.workdir)
+  assert lines[0].startswith(f'step {step}, which is saved: data.max_bad_'
+                             f'fraction: want at most 1.00% of all clips')
+  assert lines[1].endswith('.wav: 15 bytes: Format not recognised.')
+  assert step == report.read_metrics(config.workdir)[-1]['step']
+  config.data.max_bad_fraction = 0.3
+  assert train.run(config).step == 9  # goes on where more are allowed
+
+
+def test_hardly_a_readable_clip_stops_the_run_after_saving(tmp_path,
+                                                           monkeypatch):
+  """The disk goes away in the middle of a run."""
+  config = recordings(tmp_path / 'clips', good=12, damaged=0)
+  read, reads = data.excerpt, []
+
+  def failing(clip, *args):
+    reads.append(clip.id)
+    if len(reads) > 60:
+      raise sources.decoding.clips_lib.BadClip(clip.id, 'I/O error')
+    return read(clip, *args)
+
+  monkeypatch.setattr(data, 'excerpt', failing)
+  with pytest.raises(train.TrainingStopped, match=r'step \d: data: want '
+                     r'readable clips, got 100 damaged ones in a row, .*I/O'):
+    train.run(config)
+  saved = checkpoint.latest_step(config.workdir)
   assert saved == report.read_metrics(config.workdir)[-1]['step']
+  assert saved > 0
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -72,8 +72,9 @@ class _Run:
 
 def compile_step(config: train.Config, mesh: Mesh) -> Program:
   """Traces, counts and compiles the update of a run."""
+  arguments = _arguments(config, mesh)
   began = time.perf_counter()
-  traced = trace_step(config, mesh)
+  traced = train.compile_step(config, mesh).trace(*arguments)
   lowered = traced.lower()
   trace_s = time.perf_counter() - began
   step, compile_s = compile_cold(lowered)
@@ -86,12 +87,7 @@ def compile_step(config: train.Config, mesh: Mesh) -> Program:
 
 def trace_step(config: train.Config, mesh: Mesh) -> jax.stages.Traced:
   """The update of a run as XLA is given it; nothing is computed."""
-  state = jax.eval_shape(lambda: train.create_state(config, mesh))
-  views = jax.eval_shape(_front_end(config, mesh), noise(config))
-  return train.compile_step(config, mesh).trace(
-      _sharded(state, mesh, PartitionSpec()),
-      _sharded(views, mesh, PartitionSpec(data_lib.AXIS)),
-  )
+  return train.compile_step(config, mesh).trace(*_arguments(config, mesh))
 
 
 def compile_cold(
@@ -274,6 +270,16 @@ def _front_end(
 def _placed(batch: views_lib.Batch, mesh: Mesh) -> views_lib.Batch:
   return jax.device_put(
       batch, NamedSharding(mesh, PartitionSpec(data_lib.AXIS))
+  )
+
+
+def _arguments(config: train.Config, mesh: Mesh) -> tuple[Any, Any]:
+  """Shapes, types and places of the state and the views."""
+  state = jax.eval_shape(lambda: train.create_state(config, mesh))
+  views = jax.eval_shape(_front_end(config, mesh), noise(config))
+  return (
+      _sharded(state, mesh, PartitionSpec()),
+      _sharded(views, mesh, PartitionSpec(data_lib.AXIS)),
   )
 
 
