@@ -27,7 +27,7 @@ class Clip:
   labels: tuple[str, ...]
   rate_hz: int
   samples: int
-  read: Callable[[int, int], np.ndarray]
+  read: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False)
 
 
 class BadClip(ValueError):

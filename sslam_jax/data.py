@@ -55,7 +55,7 @@ class Data:
     workers: Processes that read and draw; 0 does it in this process.
     threads: Reading threads, of each process.
     max_bad_fraction: Damaged clips are passed over, and others stand in for
-      them; more than this part of the clips drawn, and of one pass (10,000
+      them; more than this part of all clips tried, and of one pass (10,000
       clips at most) on top, stops the run.
   """
 

@@ -6,6 +6,7 @@ What libsndfile decodes is supported: WAV, FLAC, Ogg, MP3, AIFF and others.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -22,6 +23,8 @@ _MAX_RATE_HZ = 1_000_000  # More is a damaged header, and a huge filter.
 _MAX_CHANNELS = 256
 # Beyond 32-bit integers stored as floats: damage, and its square overflows.
 _MAX_SAMPLE = 2.0**31
+# What the system lacks; not damage, for which another clip could stand in.
+_NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's SF_COUNT_MAX.
 _BLOCK_VALUES = 2**22  # Samples times channels that are decoded at once.
 # How much earlier decoding must start to be exact. libsndfile 1.2.2 is off by
@@ -136,6 +139,8 @@ def _opened(audio: str | bytes, name: str) -> Iterator[soundfile.SoundFile]:
         text = 'no audio found.'
       raise clips_lib.BadClip(name, f'{size} bytes: {text}') from None
     except OSError as error:
+      if error.errno in _NOT_THE_FILE:
+        raise
       text = (error.strerror or str(error)).lower()
       raise clips_lib.BadClip(name, text) from None
 

@@ -60,14 +60,15 @@ class Skips:
         _logger.warning('step %d: passed over %s: %s', step, clip, reason)
 
   def excess(self, drawn: int) -> str | None:
-    """What is wrong where too many of `drawn` clips were passed over."""
-    if self.count <= self._max_fraction * (drawn + min(self._clips, _PASS)):
+    """What is wrong where too many were passed over for `drawn` good ones."""
+    tried = drawn + self.count
+    if self.count <= self._max_fraction * (tried + min(self._clips, _PASS)):
       return None
     lines = [f'{clip}: {reason}' for clip, reason in self._reasons.items()]
     if (more := len(lines) - _SHOWN) > 0:
       lines[_SHOWN:] = [f'and {more} more: {self._path}']
     return (f'data.max_bad_fraction: want at most {self._max_fraction:.2%} of '
-            f'all clips damaged, got {self.count} of {drawn} drawn\n  '
+            f'all clips damaged, got {self.count} of {tried} tried\n  '
             + '\n  '.join(lines))
 
   def _read(self) -> list[tuple[str, str, str]]:

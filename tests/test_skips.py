@@ -54,9 +54,9 @@ def test_only_one_process_writes(tmp_path, caplog):
     (100, 2, 150, False),  # its one damaged clip in the second pass
     (100, 2, 60, True),  # 2 of 100
     (2_000_000, 100, 0, False),  # 1 % of 10,000
-    (2_000_000, 101, 0, True),
-    (2_000_000, 1100, 100_000, False),
-    (2_000_000, 1101, 100_000, True),
+    (2_000_000, 102, 0, True),
+    (2_000_000, 1111, 100_000, False),
+    (2_000_000, 1112, 100_000, True),
 ])  # fmt: skip
 def test_limit_is_over_all_drawn_and_one_pass(tmp_path, clips, count, drawn,
                                               stops):
@@ -71,7 +71,7 @@ def test_excess_names_the_limit_and_the_first_twenty(tmp_path):
   ours.add(1, 25, [(f'{i:02d}.wav', 'cut') for i in range(25)])
   lines = ours.excess(40).splitlines()
   assert lines[0] == ('data.max_bad_fraction: want at most 0.00% of all clips '
-                      'damaged, got 25 of 40 drawn')
+                      'damaged, got 25 of 65 tried')
   assert lines[1] == '  00.wav: cut'
   assert lines[20] == '  19.wav: cut'
   assert lines[21] == f'  and 5 more: {tmp_path}/skipped.tsv'
