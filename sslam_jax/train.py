@@ -310,7 +310,8 @@ def _train(
   try:
     try:
       state = loop.run(state)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+      # A collective that fails raises one or the other.
       if jax.process_count() > 1:
         _end_without_others(error)
       raise

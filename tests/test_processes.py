@@ -20,7 +20,7 @@ from tests import child
 from tests import tiny
 
 LOSS_TOLERANCE = 1e-5  # relative: sums are taken in another order
-STEPS, BATCH = 6, tiny.BATCH
+STEPS, COMPARED = 2000, 6
 LOST_S = 60  # until the other process has to have ended
 
 
@@ -42,34 +42,61 @@ def ends_of(jobs, timeout=120):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """48 recordings, as many as are drawn, one of them damaged."""
+  """As many recordings as are drawn at first, one of them damaged."""
   folder = tmp_path_factory.mktemp('clips')
   rng = np.random.default_rng(0)
-  for i in range(BATCH * STEPS):
+  for i in range(tiny.BATCH * COMPARED):
     soundfile.write(folder / f'{i:03d}.wav', rng.normal(size=3000) * 0.1,
                     16_000)
   (folder / '007.wav').write_bytes(b'RIFF, they said')
   return folder
 
 
+def wait_for_steps(workdir, jobs, count):
+  """Until so many lines of metrics are written after those there are now."""
+  lines = workdir / 'metrics.jsonl'
+
+  def written():
+    return lines.read_text().count('\n') if lines.exists() else 0
+
+  before, end = written(), time.monotonic() + 60
+  while time.monotonic() < end and not any(job.poll() for job in jobs):
+    if written() >= before + count:
+      return
+    time.sleep(0.05)
+  raise AssertionError(ends_of(jobs))
+
+
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory, folder):
+  """Two processes, stopped by a signal to the second after a few steps."""
   workdir = tmp_path_factory.mktemp('pair')
-  status, errors = ends_of(
-      start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
-  )
-  assert status == [0, 0], errors
-  return workdir, errors
+  jobs = start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  wait_for_steps(workdir, jobs, COMPARED)
+  jobs[1].send_signal(signal.SIGTERM)
+  return workdir, *ends_of(jobs, LOST_S)
+
+
+def test_signal_to_one_process_saves_both_at_the_same_step(pair):
+  workdir, status, errors = pair
+  assert status == [3, 3], errors
+  step = checkpoint.latest_step(str(workdir))
+  assert all(f'SIGTERM after step {step}, which is saved' in text
+             for text in errors)
+  assert report.read_metrics(str(workdir))[-1]['step'] == step
 
 
 def test_two_processes_learn_what_one_with_two_devices_does(
-    pair, tmp_path, folder
+    pair, tmp_path, folder, monkeypatch
 ):
   config = child.config(tmp_path, STEPS, str(folder))
   config.devices = 2
-  train.run(config)
-  ours, theirs = (report.read_metrics(str(path)) for path in (pair[0],
-                                                              tmp_path))
+  monkeypatch.setattr(processes.Stop, 'reason', lambda _, step: (
+      'SIGTERM' if step == COMPARED else None))
+  with pytest.raises(train.Interrupted):
+    train.run(config)
+  ours, theirs = (report.read_metrics(str(path))[:COMPARED]
+                  for path in (pair[0], tmp_path))
   assert [line['step'] for line in ours] == [1, 2, 3, 4, 5, 6]
   for line, expected in zip(ours, theirs):
     assert line['skipped'] == expected['skipped']
@@ -83,53 +110,35 @@ def test_two_processes_learn_what_one_with_two_devices_does(
 
 
 def test_only_the_first_process_writes(pair):
-  workdir, (first, second) = pair
+  workdir, _, (first, second) = pair
   assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
   log = (workdir / 'log.txt').read_text()
   assert log.count('starts at step 0') == 1
-  assert 'step 6/6' in first
-  assert 'step 6/6' not in second
+  assert f'step 1/{STEPS}' in first
+  assert f'step 1/{STEPS}' not in second
 
 
-def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder):
+def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder, monkeypatch):
+  workdir, before = pair[0], checkpoint.latest_step(str(pair[0]))
+  monkeypatch.setattr(processes.Stop, 'reason', lambda _, step: 'SIGTERM')
+  with pytest.raises(train.Interrupted, match=f'after step {before + 1},'):
+    config = child.config(workdir, STEPS, str(folder))
+    config.devices = 2
+    train.run(config)
+
+
+def test_lost_process_ends_the_other_with_a_message(pair, folder):
   workdir = pair[0]
-  assert checkpoint.latest_step(str(workdir)) == STEPS
-  config = child.config(workdir, STEPS, str(folder))
-  config.devices = 1
-  assert train.run(config).step == STEPS  # restored: nothing is left to do
-
-
-def wait_for_step(workdir, jobs):
-  lines = workdir / 'metrics.jsonl'
-  end = time.monotonic() + 60
-  while time.monotonic() < end and not any(job.poll() for job in jobs):
-    if lines.exists() and lines.stat().st_size:
-      return
-    time.sleep(0.05)
-  raise AssertionError([job.communicate()[1] for job in jobs])
-
-
-def test_lost_process_ends_the_other_with_a_message(tmp_path):
-  jobs = start_two(tmp_path, '--steps=2000')
-  wait_for_step(tmp_path, jobs)
+  jobs = start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  wait_for_steps(workdir, jobs, 2)
   began = time.monotonic()
   jobs[1].kill()
   errors = jobs[0].communicate(timeout=LOST_S)[1]
   assert time.monotonic() - began < LOST_S
-  assert jobs[0].returncode == 1
+  assert jobs[0].returncode == 1, errors
   assert 'another process of this job ended' in errors
   assert 'start the job again, it goes on from its last checkpoint' in errors
   jobs[1].communicate()
-
-
-def test_signal_to_one_process_saves_both_at_the_same_step(tmp_path):
-  jobs = start_two(tmp_path, '--steps=2000')
-  wait_for_step(tmp_path, jobs)
-  jobs[1].send_signal(signal.SIGTERM)
-  status, errors = ends_of(jobs, LOST_S)
-  assert status == [3, 3], errors
-  step = checkpoint.latest_step(str(tmp_path))
-  assert all(f'after step {step}, which is saved' in text for text in errors)
 
 
 def test_processes_read_disjoint_rows_that_make_up_the_batch():
