@@ -54,9 +54,7 @@ class Checkpointer:
   def __init__(self, workdir: str, keep: Keep) -> None:
     folder = self._folder = pathlib.Path(workdir).absolute() / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      for unfinished in folder.glob(f'*{_UNFINISHED}*'):  # of a killed run
-        shutil.rmtree(unfinished, ignore_errors=True)
+    self._remove_unfinished()  # of a killed run
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep.last, keep_period=keep.forever_every
     )
@@ -107,7 +105,9 @@ class Checkpointer:
               _DATA: ocp.args.JsonRestore(),
           }),
       )
-    except Exception as error:  # Orbax wraps what TensorStore says in it
+    except jax.errors.JaxRuntimeError:
+      raise  # such as too little memory
+    except Exception as error:  # what Orbax makes of TensorStore's errors
       before = [other for other in self._manager.all_steps() if other < step]
       way = f'step {max(before)}' if before else 'the start'
       raise ValueError(
@@ -129,11 +129,17 @@ class Checkpointer:
     with self._failing():
       self._manager.close()
 
+  def _remove_unfinished(self) -> None:
+    if jax.process_index() == 0:
+      for unfinished in self._folder.glob(f'*{_UNFINISHED}*'):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
   @contextlib.contextmanager
   def _failing(self) -> Iterator[None]:
     try:
       yield
     except (ValueError, OSError) as error:  # ValueError: TensorStore's
+      self._remove_unfinished()
       last = latest_step(str(self._folder.parent))
       got = 'there is none' if last is None else f'step {last} is whole'
       raise SaveFailed(f'{self._folder}: cannot save: {_first_line(error)}; '

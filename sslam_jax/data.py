@@ -10,10 +10,15 @@ at batch n continues it exactly.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import math
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from typing import Any, Literal, NamedTuple
 
 import grain
@@ -33,7 +38,10 @@ from sslam_jax import views
 
 AXIS = 'data'  # of the mesh: clips are spread over it
 _TRIES = 100  # damaged clips in a row: the disk is gone, not a clip
-_PLACES = 2**31  # of the stream, that a stand-in is drawn from
+# First places of the stream, from which stand-ins are drawn. (Of a weighted
+# source any other place would cost the draw of its epoch.)
+_PLACES = 10_000
+_SAMPLED = 64  # clips that tell one data set from another
 
 _logger = logging.getLogger('sslam_jax')
 
@@ -118,7 +126,7 @@ def records(
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=data.workers)
+        grain.MultiprocessingOptions(num_workers=data.workers), _start_worker
     )
   # After the workers: their number then leaves the batches as they are.
   return stream.batch(len(rows), drop_remainder=True)
@@ -148,7 +156,7 @@ class Feed:
     self._open = functools.partial(
         records, data, batch=batch, seed=seed, patch=patch, rows=rows
     )
-    self._clips = len(data.source)
+    self._clips, self._fingerprint = len(data.source), fingerprint(data.source)
     make = functools.partial(
         views.make, mel=data.mel, mix=data.mix, patch=patch
     )
@@ -182,21 +190,35 @@ class Feed:
                  for clip, reason in json.loads(text)],
     )
 
-  def get_state(self) -> dict[str, int]:
+  def get_state(self) -> dict[str, Any]:
     """What `set_state` needs, as plain JSON."""
-    return {'batches': self._batches, 'clips': self._clips}
+    return {'batches': self._batches, 'clips': self._clips,
+            'fingerprint': self._fingerprint}
 
-  def set_state(self, state: dict[str, int]) -> None:
+  def set_state(
+      self, state: dict[str, Any], *, moved: tuple[str, ...] = ()
+  ) -> None:
     """Continues where `state` was taken.
 
-    Where clips were added or removed since, the new stream goes on from the
-    same batch, with a warning: its clips come in another order.
+    Where clips were added, removed or changed since, the new stream goes on
+    from the same batch, with a warning: its clips come in another order.
+
+    Args:
+      state: Of `get_state`.
+      moved: Fields of the configuration by which the data is elsewhere now.
+
+    Raises:
+      ValueError: Elsewhere are other clips.
     """
-    if state['clips'] != self._clips:
-      _logger.warning(
-          'data: %d clips, but %d when the run was saved: it goes on, with '
-          'the clips in another order', self._clips, state['clips'],
-      )
+    was, now = ((s['clips'], s['fingerprint']) for s in
+                (state, self.get_state()))
+    if was != now:
+      got = f'{now[0]} clips, of {was[0]} when the run was saved'
+      if moved:
+        raise ValueError(f'{", ".join(moved)}: want the data of this run, only '
+                         f'elsewhere; got other clips ({got})')
+      _logger.warning('data: other clips than before (%s): the run goes on, '
+                      'with the clips in another order', got)
     self.close()
     self._batches = state['batches']
 
@@ -205,6 +227,19 @@ class Feed:
     if self._iterator is not None:
       self._iterator.close()
     self._iterator = None
+
+
+def fingerprint(source: clips.Source) -> str:
+  """Hash of lengths and labels of some clips: the same wherever they are."""
+  digest, count = hashlib.sha256(), len(source)
+  for index in sorted({i * count // _SAMPLED for i in range(_SAMPLED)}):
+    try:
+      clip = source[index]
+      row = [clip.samples, clip.rate_hz, *clip.labels]
+    except clips.BadClip:
+      row = ['damaged']
+    digest.update(json.dumps(row).encode())
+  return digest.hexdigest()[:16]
 
 
 def excerpt(
@@ -221,6 +256,21 @@ def excerpt(
   wave = clip.read(int(start), count)
   wave = resampling.resample(wave, clip.rate_hz, rate_hz, data.resampler)
   return wave[:samples]
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Leaves signals to the run, with which a worker ends."""
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
 
 
 class _Rows(grain.MapDataset):
@@ -279,5 +329,5 @@ class _Draw(grain.transforms.RandomMap):
         skipped.append((error.clip_id, error.reason))
         index = self._order[int(rng.integers(_PLACES))]
     clip_id, reason = skipped[-1]
-    raise ValueError(f'data: want readable clips, got {_TRIES} damaged ones in '
+    raise ValueError(f'want readable clips, got {_TRIES} damaged ones in '
                      f'a row, the last {clip_id}: {reason}')

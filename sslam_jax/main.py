@@ -6,6 +6,7 @@ A job of several processes starts this command once in each, see docs/runs.md.
 
 import argparse
 import logging
+import re
 import sys
 
 from sslam_jax import config as config_lib
@@ -28,20 +29,31 @@ def main(args: list[str]) -> int:
   # A handler of our own: libraries put theirs on the root logger.
   train.logger.addHandler(logging.StreamHandler())
   train.logger.propagate = False
-  status = 0
+  # Errors of Orbax's threads come again, as one line.
+  logging.getLogger('absl').addFilter(_without_traceback)
+  status, known_job = 0, False
   try:
     known, others = _arguments(args)
-    if known.distributed or known.coordinator is not None:
+    known_job = known.distributed or known.coordinator is not None
+    if known_job:
       processes.join(known.coordinator, known.processes, known.process)
     train.run(_config(known, others))
   except train.TrainingStopped:
     status = 1
   except train.Interrupted:
     status = 3
+  except KeyboardInterrupt:
+    train.logger.error('stopped at once; what was saved stays')
+    status = 130
   except (ValueError, OSError) as error:
     train.logger.error('error: %s', error)
     status = 2
-  if status in (1, 2):
+  except Exception:
+    if not known_job:
+      raise
+    train.logger.exception('stopped by an error')
+    status = 1
+  if status in (1, 2) and known_job:
     processes.leave(status)
   return status
 
@@ -72,7 +84,14 @@ def _arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
   if given not in (0, 3) or (known.distributed and given):
     parser.error('want --distributed, or all of --coordinator, --processes '
                  'and --process')
+  if given and not re.fullmatch(r'.+:\d+', known.coordinator):
+    parser.error(f'--coordinator: want HOST:PORT, got {known.coordinator!r}')
   return known, others
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+  record.exc_info = None
+  return True
 
 
 def _config(known: argparse.Namespace, others: list[str]) -> train.Config:

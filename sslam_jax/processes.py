@@ -8,8 +8,10 @@ at the same step. With one process every function here is trivial.
 import contextlib
 import functools
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import threading
 import types
 from collections.abc import Iterator
@@ -23,6 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # A process that is silent for so long is lost, and the others end.
 _LOST_S = 30
 _JOIN_S = 120
+# In what JAX raises when a process it talks to is gone.
+_LOSS_SIGNS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED',
+               'heartbeat', 'coordination service', 'Connection', 'Barrier')
 
 
 def join(
@@ -40,6 +45,8 @@ def join(
     ValueError: They contradict, no cluster was found, or not all processes
       came within two minutes.
   """
+  if index == 0 and coordinator is not None:
+    _check_free(coordinator)
   try:
     jax.distributed.initialize(
         coordinator, count, index, initialization_timeout=_JOIN_S,
@@ -47,6 +54,16 @@ def join(
     )
   except (ValueError, RuntimeError) as error:
     raise ValueError(f'processes: cannot join: {error}') from None
+
+
+def _check_free(coordinator: str) -> None:
+  """JAX ends with a segmentation fault where the port is taken."""
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    socket.create_server(('', port)).close()
+  except OSError as error:
+    raise ValueError(f'--coordinator={coordinator}: want a free port, '
+                     f'got {error}') from None
 
 
 def is_first() -> bool:
@@ -60,7 +77,16 @@ def leave(status: int) -> None:
   The usual way out would wait for the others, and they for this one.
   """
   if jax.process_count() > 1:
+    for child in multiprocessing.active_children():
+      child.kill()
     os._exit(status)
+
+
+def is_loss(error: Exception) -> bool:
+  """Whether an error means that another process of the job is gone."""
+  return jax.process_count() > 1 and any(
+      sign in str(error) for sign in _LOSS_SIGNS
+  )
 
 
 def rows(sharding: NamedSharding, batch: int) -> range:
@@ -128,6 +154,11 @@ class Stop:
     self._told.append(number)
     if jax.process_count() > 1 and number != signal.SIGTERM:
       os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all processes
+
+  @property
+  def told(self) -> bool:
+    """Whether this process was, whatever the others know."""
+    return bool(self._told)
 
   def reason(self, step: int) -> str | None:
     """The signal's name once all processes agree to stop after `step`."""

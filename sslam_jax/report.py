@@ -1,5 +1,6 @@
 """What a run tells: metrics as JSON lines and TensorBoard events, log, bar."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -33,7 +34,9 @@ class Report:
     self._events = tensorboardX.SummaryWriter(
         str(folder), purge_step=start + 1  # of what a killed run left
     )
-    self._handler = logging.FileHandler(folder / _LOG, encoding='utf-8')
+    self._handler = logging.FileHandler(
+        folder / _LOG, encoding='utf-8', errors='backslashreplace'
+    )
     self._handler.setFormatter(
         logging.Formatter('%(asctime)s %(levelname)s %(message)s')
     )
@@ -91,12 +94,13 @@ class Report:
         self._events.add_scalar(name, value, step)
 
   def close(self) -> None:
-    """Closes all files."""
+    """Closes all files; a full disk, of which `write` told, is no new error."""
     if not self._bar.disable:
       self._redirection.__exit__(None, None, None)
     self._bar.close()
-    self._lines.close()
-    self._events.close()
+    for file in (self._lines, self._events):
+      with contextlib.suppress(OSError):
+        file.close()
     for log in (logger, _file_only):
       log.removeHandler(self._handler)
     self._handler.close()

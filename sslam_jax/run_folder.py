@@ -17,13 +17,13 @@ from sslam_jax import report
 _CONFIG = 'config.json'
 _LOCK = 'run.lock'
 # Fields that may change when a run is resumed: they leave its numbers alone,
-# up to rounding. Sources may move, but not change.
+# up to rounding. Sources may move, see `moved`.
 _FREE = re.compile(
     r'workdir|init_from|devices|accumulate|log_every|pictures_every'
     r'|objective\.vit\.remat|data\.(workers|threads|max_bad_fraction)'
-    r'|data\.source\.(.+\.)?(path|paths|root|data_dir|weights)(\.\d+)?'
     r'|keep\..+|guard\..+'
 )
+_PLACE = re.compile(r'data\.source\.(.+\.)?(path|paths|root|data_dir)')
 
 
 def check(workdir: pathlib.Path, config: Any) -> None:
@@ -34,21 +34,32 @@ def check(workdir: pathlib.Path, config: Any) -> None:
   """
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'workdir: want a folder, got the file {workdir}')
-  saved = workdir / _CONFIG
-  if not saved.exists():
-    return
-  try:
-    old = config_lib.from_json(saved.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{saved}: of another version? {error}') from None
   changed = [
       f'{name} was {was!r}, now {now!r}'
-      for name, (was, now) in config_lib.differences(old, config).items()
-      if not _FREE.fullmatch(name)
+      for name, (was, now) in _changed(workdir, config).items()
+      if not _FREE.fullmatch(name) and not _PLACE.fullmatch(name)
   ]
   if changed:
     raise ValueError(f'{workdir}: holds a run with another configuration; '
                      f'take another --workdir. ' + '; '.join(changed))
+
+
+def moved(workdir: pathlib.Path, config: Any) -> tuple[str, ...]:
+  """Fields by which the data is elsewhere than when the run was started."""
+  return tuple(filter(_PLACE.fullmatch, _changed(workdir, config)))
+
+
+def _changed(
+    workdir: pathlib.Path, config: Any
+) -> dict[str, tuple[Any, Any]]:
+  saved = workdir / _CONFIG
+  if not saved.exists():
+    return {}
+  try:
+    old = config_lib.from_json(saved.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{saved}: of another version? {error}') from None
+  return config_lib.differences(old, config)
 
 
 def write_config(workdir: pathlib.Path, config: Any) -> None:

@@ -12,6 +12,7 @@ import functools
 import itertools
 import operator
 import sys
+import threading
 
 import grain
 import numpy as np
@@ -186,17 +187,23 @@ class _WeightedDraw:
     with np.errstate(divide='ignore'):
       self._log_weights = np.log(weights)
     self._count, self._seed = count, seed
-    self._drawn: dict[int, np.ndarray] = {}  # the latest epochs asked for
+    self._open()
 
   def __call__(self, place: int) -> int:
     epoch, row = divmod(place, self._count)
-    drawn = self._drawn.get(epoch)
-    if drawn is None:
-      drawn = self._draw(epoch)
-      # Replaced as a whole: other threads may be reading.
-      latest = list(self._drawn.items())[-1:]
-      self._drawn = dict([*latest, (epoch, drawn)])
-    return int(drawn[row])
+    with self._lock:  # Or every reading thread would make the same draw.
+      return int(self._drawn(epoch)[row])
+
+  def __getstate__(self) -> tuple[np.ndarray, int, int]:
+    return self._log_weights, self._count, self._seed
+
+  def __setstate__(self, state: tuple[np.ndarray, int, int]) -> None:
+    self._log_weights, self._count, self._seed = state
+    self._open()
+
+  def _open(self) -> None:
+    self._lock = threading.Lock()
+    self._drawn = functools.lru_cache(maxsize=4)(self._draw)
 
   def _draw(self, epoch: int) -> np.ndarray:
     rng = np.random.default_rng([self._seed, epoch])

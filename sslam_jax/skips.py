@@ -44,7 +44,10 @@ class Skips:
     rows = [row for row in self._read() if int(row[0]) <= step]
     self._reasons = {clip: reason for _, clip, reason in rows}
     if self._writes and self._path.exists():
-      self._write(rows, 'w')
+      # A kill leaves the old list or the new one.
+      new = self._path.with_suffix('.new')
+      _write(new, rows, 'w')
+      new.replace(self._path)
 
   def add(
       self, step: int, count: int, skipped: Iterable[tuple[str, str]]
@@ -55,7 +58,7 @@ class Skips:
            if clip not in self._reasons}
     self._reasons |= new
     if new and self._writes:
-      self._write([(str(step), *row) for row in new.items()], 'a')
+      _write(self._path, [(str(step), *row) for row in new.items()], 'a')
       for clip, reason in new.items():
         _logger.warning('step %d: passed over %s: %s', step, clip, reason)
 
@@ -74,17 +77,20 @@ class Skips:
   def _read(self) -> list[tuple[str, str, str]]:
     if not self._path.exists():
       return []
-    with self._open('r') as file:
+    with _open(self._path, 'r') as file:
       rows = list(csv.reader(file, csv.excel_tab))
     # The last line of a killed run may be cut off.
     return [(step, clip, reason) for step, clip, reason in
             (row for row in rows if len(row) == 3)]
 
-  def _write(self, rows: list[tuple[str, str, str]], mode: str) -> None:
-    with self._open(mode) as file:
-      csv.writer(file, csv.excel_tab).writerows(rows)
 
-  def _open(self, mode: str) -> IO[str]:
-    # File names may be in another encoding than UTF-8.
-    return self._path.open(mode, encoding='utf-8', errors='surrogateescape',
-                           newline='')
+def _write(
+    path: pathlib.Path, rows: list[tuple[str, str, str]], mode: str
+) -> None:
+  with _open(path, mode) as file:
+    csv.writer(file, csv.excel_tab, lineterminator='\n').writerows(rows)
+
+
+def _open(path: pathlib.Path, mode: str) -> IO[str]:
+  # File names may be in another encoding than UTF-8.
+  return path.open(mode, encoding='utf-8', errors='surrogateescape', newline='')

@@ -25,8 +25,12 @@ _Labels = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-  """What a source holds: file `prefix + names[i]` is labelled `labels[i]`."""
+  """What a source holds: file `prefix + names[i]` is labelled `labels[i]`.
 
+  That path starts at `root`, unless it is absolute.
+  """
+
+  root: str
   prefix: str
   names: list[str]
   labels: list[_Labels]
@@ -53,7 +57,8 @@ class _Files(abc.ABC):
 
   def __getitem__(self, index: int) -> clips_lib.Clip:
     labels = self.labels(index)
-    path = self._index.prefix + self._index.names[index]
+    name = self._index.prefix + self._index.names[index]
+    path = os.path.join(self._index.root, name)
     return decoding.open_file(path, path, labels)
 
   def labels(self, index: int) -> tuple[str, ...]:
@@ -88,15 +93,18 @@ class Folder(_Files):
     tops = {os.path.realpath(path): path for path in self.paths}
     seen = set(tops)
     rows = [row for top in tops.values() for row in self._below(top, seen)]
-    return _indexed([path for path, _ in rows], [labels for _, labels in rows])
+    paths, labels = [path for path, _ in rows], [labels for _, labels in rows]
+    return _indexed('', paths, labels)
 
   def _below(self, top: str, seen: set[str]) -> list[tuple[str, _Labels]]:
     _check_folder(top)
     endings = tuple(extension.lower() for extension in self.extensions)
     rows, files = [], 0
+    shared: dict[_Labels, _Labels] = {}
     for folder, names in _walk(top, seen):
       files += len(names)
-      labels = () if folder == top else _labels([os.path.basename(folder)])
+      label = [] if folder == top else [os.path.basename(folder)]
+      labels = _labels(label, shared)
       for name in names:
         if name.lower().endswith(endings):
           rows.append((os.path.join(folder, name), labels))
@@ -135,15 +143,11 @@ class Manifest(_Files):
     tsv = self.path
     if os.path.isdir(tsv):
       tsv = os.path.join(tsv, f'{self.split}.tsv')
-    paths, sizes = _manifest_rows(tsv)
+    root, names, kept = _manifest_rows(tsv, self.min_samples)
     classes = _descriptors(os.path.join(os.path.dirname(tsv), _DESCRIPTORS))
     lbl = f'{os.path.splitext(tsv)[0]}.lbl'
-    labels = _lbl_rows(lbl, len(paths), classes)
-    kept = [size >= self.min_samples for size in sizes]
-    wanted = f'rows of at least {self.min_samples} samples'
-    _check(any(kept), tsv, wanted, f'at most {max(sizes)}')
-    paths = list(itertools.compress(paths, kept))
-    return _indexed(paths, list(itertools.compress(labels, kept)), classes)
+    labels = itertools.compress(_lbl_rows(lbl, len(kept), classes), kept)
+    return _indexed(root, names, list(labels), classes)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,16 +184,17 @@ class Csv(_Files):
     columns += [] if self.label_column is None else [self.label_column]
     for column in columns:
       _check(column in header, where, f'a column {column!r}', header)
-    paths, labels = [], []
+    names, labels = [], []
+    shared: dict[_Labels, _Labels] = {}
     for where, row in rows:
       _check(len(row) == len(header), where, f'{len(header)} cells', row)
       name, *text = (row[header.index(column)].strip() for column in columns)
       _check(name != '', where, f'a path as {self.path_column!r}', name)
-      paths.append(os.path.join(root, name))
+      names.append(name)
       parts = ''.join(text).split(self.label_separator)
-      labels.append(_labels(filter(None, map(str.strip, parts))))
-    _check(paths != [], self.path, 'rows below the header', 'none')
-    return _indexed(paths, labels)
+      labels.append(_labels(filter(None, map(str.strip, parts)), shared))
+    _check(names != [], self.path, 'rows below the header', 'none')
+    return _indexed(root, names, labels)
 
 
 def _check(valid: bool, what: str, wanted: str, got: object) -> None:
@@ -204,19 +209,24 @@ def _check_folder(path: str, where: str = '') -> None:
 
 
 def _indexed(
-  paths: list[str], labels: list[_Labels], classes: _Labels | None = None
+  root: str,
+  names: list[str],
+  labels: list[_Labels],
+  classes: _Labels | None = None,
 ) -> _Index:
-  """Stores what paths and labels have in common once: there may be millions."""
-  prefix = os.path.commonprefix(paths)
-  names = [path[len(prefix) :] for path in paths]
-  shared = {row: row for row in labels}
+  """Takes over lists that may be of millions: shortens `names` in place."""
+  prefix = os.path.commonprefix(names)
+  for index, name in enumerate(names):
+    names[index] = name[len(prefix) :]
   if classes is None:
-    classes = tuple(sorted(set(itertools.chain.from_iterable(shared))))
-  return _Index(prefix, names, [shared[row] for row in labels], classes)
+    classes = tuple(sorted(set(itertools.chain.from_iterable(set(labels)))))
+  return _Index(root, prefix, names, labels, classes)
 
 
-def _labels(names: Iterable[str]) -> _Labels:
-  return tuple(dict.fromkeys(map(sys.intern, names)))
+def _labels(names: Iterable[str], shared: dict[_Labels, _Labels]) -> _Labels:
+  """The labels of a row; equal ones, kept in `shared`, are one object."""
+  labels = tuple(dict.fromkeys(map(sys.intern, names)))
+  return shared.setdefault(labels, labels)
 
 
 def _walk(top: str, seen: set[str]) -> Iterator[tuple[str, list[str]]]:
@@ -238,21 +248,27 @@ def _fail(error: OSError) -> None:
   raise error  # os.walk would leave out a folder that it may not read.
 
 
-def _manifest_rows(tsv: str) -> tuple[list[str], list[int]]:
-  """The paths and the listed samples of all rows."""
+def _manifest_rows(
+  tsv: str, min_samples: int
+) -> tuple[str, list[str], list[bool]]:
+  """The root, the paths of the rows kept, and of each row whether it is."""
   rows = _rows(tsv, _Tabs)
   where, first = next(rows, (f'{tsv} line 1', []))
   _check(len(first) == 1, where, 'a root folder', first)
   root = os.path.join(os.path.dirname(tsv), first[0].strip())
   _check_folder(root, f'{where}: ')
-  paths, sizes = [], []
+  names, kept, most = [], [], 0
   for where, row in rows:
     valid = len(row) == 2 and row[0] != '' and row[1].isdecimal()
     _check(valid, where, 'path<TAB>samples', row)
-    paths.append(os.path.join(root, row[0]))
-    sizes.append(int(row[1]))
-  _check(paths != [], f'{tsv} line 2', 'path<TAB>samples', 'no rows')
-  return paths, sizes
+    samples = int(row[1])
+    kept.append(samples >= min_samples)
+    names += [row[0]] * kept[-1]
+    most = max(most, samples)
+  _check(kept != [], f'{tsv} line 2', 'path<TAB>samples', 'no rows')
+  wanted = f'rows of at least {min_samples} samples'
+  _check(any(kept), tsv, wanted, f'at most {most}')
+  return root, names, kept
 
 
 def _lbl_rows(lbl: str, count: int, classes: _Labels | None) -> list[_Labels]:
@@ -260,13 +276,14 @@ def _lbl_rows(lbl: str, count: int, classes: _Labels | None) -> list[_Labels]:
   if not os.path.exists(lbl):
     return [()] * count
   labels, known = [], frozenset(classes or ())
+  shared: dict[_Labels, _Labels] = {}
   for where, row in _rows(lbl, _Tabs):
     cells = '\t'.join(row).split()
     names = cells[1].split(',') if len(cells) == 2 else ['']
     _check(all(names), where, 'id label[,label...]', row)
     for name in names if classes is not None else ():
       _check(name in known, where, f'a label of {_DESCRIPTORS}', name)
-    labels.append(_labels(names))
+    labels.append(_labels(names, shared))
   _check(len(labels) == count, lbl, f'{count} lines, one per row', len(labels))
   return labels
 

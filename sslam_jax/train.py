@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -293,7 +293,7 @@ def _train(
   skipped = 0
   if checkpoint.latest_step(config.workdir) is not None:
     state, data_state = checkpointer.restore(state)
-    feed.set_state(data_state)
+    feed.set_state(data_state, moved=run_folder.moved(workdir, config))
     skipped = data_state['skipped']
   start = int(state.step)
   skips.resume(start, skipped)
@@ -306,27 +306,37 @@ def _train(
   verb = 'is finished at' if start == config.steps else verb
   logger.info('run folder %s: %s step %d of %d, on %d x %s', workdir, verb,
               start, config.steps, mesh.size, mesh.devices.flat[0].device_kind)
-  loop = _Loop(config, mesh, feed, checkpointer, report, skips)
   try:
-    try:
-      state = loop.run(state)
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-      # A collective that fails raises one or the other.
-      if jax.process_count() > 1:
-        _end_without_others(error)
-      raise
-    finally:
-      feed.close()
-      checkpointer.close()
+    with _told_ends(workdir), contextlib.closing(checkpointer), \
+        contextlib.closing(feed), processes.stopping() as stop:
+      loop = _Loop(config, mesh, feed, checkpointer, report, skips, stop)
+      try:
+        return loop.run(state)
+      except (RuntimeError, ValueError) as error:
+        # A failed collective raises one or the other.
+        if processes.is_loss(error):
+          _end_without_others(error)
+        raise
+  finally:
+    report.close()
+
+
+@contextlib.contextmanager
+def _told_ends(workdir: pathlib.Path) -> Iterator[None]:
+  """Logs why a run ends early; of what cannot be written too."""
+  try:
+    yield
   except (TrainingStopped, Interrupted) as error:
     logger.error('stopped: %s', error)
     raise
   except OSError as error:
-    logger.error('stopped: %s', error)
-    raise TrainingStopped(str(error)) from error
-  finally:
-    report.close()
-  return state
+    stopped = TrainingStopped(str(error))
+    if not isinstance(error, checkpoint.SaveFailed):
+      last = checkpoint.latest_step(str(workdir))
+      stopped = TrainingStopped(f'{workdir}: cannot write: {error}; the last '
+                                f'checkpoint is that of step {last}')
+    logger.error('stopped: %s', stopped)
+    raise stopped from error
 
 
 class _Pending(NamedTuple):
@@ -352,9 +362,10 @@ class _Loop:
       checkpointer: checkpoint.Checkpointer,
       report: report_lib.Report,
       skips: skips_lib.Skips,
+      stop: processes.Stop,
   ) -> None:
     self._config, self._feed, self._checkpointer = config, feed, checkpointer
-    self._report, self._skips = report, skips
+    self._report, self._skips, self._stop = report, skips, stop
     self._step_fn = compile_step(config, mesh)
     self._total = processes.Total(mesh)
     self._pending: _Pending | None = None
@@ -363,32 +374,31 @@ class _Loop:
     """All steps from `state` on, or until a signal or damaged data ends it."""
     config, first = self._config, int(state.step) + 1
     picture_every = self._picture_every()
-    with processes.stopping() as stop:
-      for step in range(first, config.steps + 1):
-        fed = self._next(step, state)
-        if picture_every and (step == first or step % picture_every == 0):
-          self._draw(step, fed)
-        state, metrics = self._step_fn(state, fed.views)
-        skips = self._total(len(fed.skipped))
-        self._consume()
-        self._pending = _Pending(step, metrics, skips, fed.skipped)
-        self._checkpointer.check()
-        # Read once: a signal may come at any moment, and what is said to be
-        # saved has to be.
-        told = stop.reason(step) if step < config.steps else None
-        excess = self._skips.excess((step - 1) * config.batch)
-        if step % config.keep.every == 0 or step == config.steps or (
-            told or excess
-        ):
-          self._save(step, state)
-        if told or excess:
-          self._checkpointer.wait()
-        if excess:
-          raise TrainingStopped(f'step {step}, which is saved: {excess}')
-        if told:
-          raise Interrupted(f'{told} after step {step}, which is saved: the '
-                            f'same command goes on from there')
+    for step in range(first, config.steps + 1):
+      fed = self._next(step, state)
+      if picture_every and (step == first or step % picture_every == 0):
+        self._draw(step, fed)
+      state, metrics = self._step_fn(state, fed.views)
+      skips = self._total(len(fed.skipped))
+      self._consume()
+      self._pending = _Pending(step, metrics, skips, fed.skipped)
+      self._checkpointer.check()
+      # Read once: a signal may come at any moment, and what is said to be
+      # saved has to be.
+      told = self._stop.reason(step) if step < config.steps else None
+      excess = self._skips.excess((step - 1) * config.batch)
+      if step % config.keep.every == 0 or step == config.steps or (
+          told or excess
+      ):
+        self._save(step, state)
+      if excess:
+        self._checkpointer.wait()
+        raise TrainingStopped(f'step {step}, which is saved: {excess}')
+      if told:
+        self._interrupt(step, told)
     self._checkpointer.wait()
+    if excess := self._skips.excess(config.steps * config.batch):
+      logger.warning('finished, but %s', excess)
     if picture_every:
       pictures.draw_losses(self._pictures() / 'losses.png',
                            report_lib.read_metrics(config.workdir))
@@ -399,14 +409,25 @@ class _Loop:
     began = time.monotonic()
     try:
       fed = next(self._feed)
-    except ValueError as error:  # hardly a clip can be read
+    except (ValueError, OSError, RuntimeError) as error:
+      # Hardly a clip can be read, or a worker process died (RuntimeError):
+      # killed for its memory, or by the signal that stops the run.
+      if processes.is_loss(error):
+        raise
       # Of several processes this one alone knows, and cannot save alone.
       if self._pending is not None and jax.process_count() == 1:
         self._save(step - 1, state)
+        if self._stop.told:
+          self._interrupt(step - 1, self._stop.reason(step - 1))
         self._checkpointer.wait()
-      raise TrainingStopped(f'step {step}: {error}') from error
+      raise TrainingStopped(f'step {step}: no data: {error}') from error
     self._report.waited(time.monotonic() - began)
     return fed
+
+  def _interrupt(self, step: int, told: str | None) -> NoReturn:
+    self._checkpointer.wait()
+    raise Interrupted(f'{told} after step {step}, which is saved: the same '
+                      f'command goes on from there')
 
   def _save(self, step: int, state: state_lib.TrainState) -> None:
     # A state is saved only once its own metrics are known to be sound.

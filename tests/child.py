@@ -1,6 +1,7 @@
 """The tiny stage-2 run in a process of its own, as tests start it.
 
   python -m tests.child WORKDIR [--steps=N] [--folder=DIR] [--file_limit=BYTES]
+      [--workers=N]
       [--coordinator=HOST:PORT --processes=N --process=I]
 
 Exit status as of sslam_jax.main.
@@ -17,13 +18,14 @@ from unittest import mock
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
-def config(workdir, steps, folder=None):
+def config(workdir, steps, folder=None, workers=0):
   """What the child runs; saves every other step."""
   from sslam_jax import checkpoint
   from sslam_jax import sources
   from tests import tiny
   run = tiny.stage2(workdir, steps=steps, keep=checkpoint.Keep(every=2),
                     devices=None)
+  run.data.workers = workers
   if folder is not None:
     run.data.source = sources.Folder(paths=(folder,))
     run.data.max_bad_fraction = 0.1
@@ -36,7 +38,7 @@ def start(workdir, *args, devices=1, **environment):
       [sys.executable, '-m', 'tests.child', str(workdir), *args], cwd=_ROOT,
       env={**os.environ, 'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': str(devices),
            **environment},
-      stderr=subprocess.PIPE, text=True,
+      stderr=subprocess.PIPE, text=True, start_new_session=True,
   )
 
 
@@ -46,6 +48,7 @@ def main():
   parser.add_argument('--steps', type=int, default=6)
   parser.add_argument('--folder')
   parser.add_argument('--file_limit', type=int)
+  parser.add_argument('--workers', type=int, default=0)
   options, others = parser.parse_known_args()
   from sslam_jax import main as main_lib
   if options.file_limit is not None:
@@ -54,7 +57,8 @@ def main():
   # The command line as it is, with a configuration that no file holds.
   with mock.patch.object(
       main_lib, '_config',
-      lambda *_: config(options.workdir, options.steps, options.folder),
+      lambda *_: config(options.workdir, options.steps, options.folder,
+                        options.workers),
   ):
     return main_lib.main(['--config=unused', *others])
 

@@ -71,12 +71,22 @@ def test_check_of_good_clips_succeeds(tmp_path, capfd):
     (['soundscapes=1', '--workers=0'], 'workers: want > 0, got 0'),
     (['soundscapes=1', '--timeout_s=-1'], 'timeout_s: want > 0, got -1'),
     (['tune=1'], ''),
+    (['folder=none', '--out=none/x'], '[Errno 2] No such file or directory'),
   ],
 )
 def test_wrong_usage_is_one_line(options, message, capsys):
   assert check_audio.main(options) == 2
   error = capsys.readouterr().err
   assert error.startswith(f'error: {message}') and error.count('\n') == 1
+
+
+def test_table_is_printed_where_the_list_cannot_be_written(tmp_path, capsys):
+  (tmp_path / 'a.wav').write_bytes(b'')
+  words = [f'folder={tmp_path}', '--workers=1', '--out=/dev/full']
+  assert check_audio.main(words) == 2
+  printed = capsys.readouterr()
+  assert printed.out.splitlines()[-1].split() == ['1', 'bad', 'of', '1', 'clips']
+  assert printed.err == 'error: [Errno 28] No space left on device\n'
 
 
 @dataclasses.dataclass
@@ -118,12 +128,13 @@ def test_check_survives_crash_and_hang():
   faults = ('crash when opened', '', 'hang', 'crash at the end', '', 'late',
             'bug', '', '')  # fmt: skip
   start = time.monotonic()
-  bad = check_audio.check(_Faulty(faults), workers=2, timeout_s=1.0)
-  assert bad == [
-    ('clip 0', 'a crash of the decoder (SIGSEGV)'),
-    ('2 hang', 'reading took too long'),
-    ('3 crash at the end', 'a crash of the decoder (SIGSEGV)'),
-    ('5 late', 'noise'),
-    ('6 bug', 'an error of the reading process (exit status 3)'),
+  results = list(check_audio.check(_Faulty(faults), workers=2, timeout_s=1.0))
+  assert sorted(index for index, *_ in results) == list(range(9))
+  assert sorted(result for result in results if result[2]) == [
+    (0, 'clip 0', 'a crash of the decoder (SIGSEGV)'),
+    (2, '2 hang', 'reading took too long'),
+    (3, '3 crash at the end', 'a crash of the decoder (SIGSEGV)'),
+    (5, '5 late', 'noise'),
+    (6, '6 bug', 'an error of the reading process (exit status 3)'),
   ]
   assert time.monotonic() - start < 60

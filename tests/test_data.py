@@ -7,10 +7,12 @@ import json
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from sslam_jax import clips
 from sslam_jax import data
 from sslam_jax import mixing
+from sslam_jax import sources
 from sslam_jax import train
 from tests import tiny
 
@@ -238,9 +240,39 @@ def test_saved_feed_continues_exactly():
 
 def test_changed_source_goes_on_with_a_warning(caplog):
   feed = feed_of(1)
-  feed.set_state({'batches': 3, 'clips': 11})
-  assert '12 clips, but 11 when the run was saved' in caplog.text
-  assert feed.get_state() == {'batches': 3, 'clips': 12}
+  state = feed.get_state() | {'batches': 3, 'clips': 11}
+  feed.set_state(state)
+  assert '12 clips, of 11 when the run was saved' in caplog.text
+  assert feed.get_state() == state | {'clips': 12}
+  caplog.clear()
+  feed.set_state(feed.get_state(), moved=('data.source.path',))
+  assert not caplog.text
+
+
+def test_moved_source_has_to_hold_the_same_clips():
+  state = feed_of(1).get_state()
+  other = data_of(source=dataclasses.replace(data_of().source, seed=9))
+  with pytest.raises(ValueError, match='data.source.path: want the data of '
+                     r'this run, only elsewhere; got other clips \(12 clips'):
+    feed_of(1, other).set_state(state, moved=('data.source.path',))
+
+
+def test_fingerprint_is_of_lengths_and_labels_wherever_they_are(tmp_path):
+  for name, samples in (('a', 500), ('b', 500), ('c', 501)):
+    for label in ('dog', 'owl'):
+      (tmp_path / name / label).mkdir(parents=True)
+      soundfile.write(tmp_path / name / label / 'x.wav', np.zeros(samples),
+                      8000)
+
+  def of(name):
+    return data.fingerprint(sources.Folder(paths=(str(tmp_path / name),)))
+
+  assert of('a') == of('b')
+  assert of('a') != of('c')
+  (tmp_path / 'b' / 'dog').rename(tmp_path / 'b' / 'cat')
+  assert of('a') != of('b')
+  (tmp_path / 'a' / 'owl' / 'x.wav').write_bytes(b'')
+  assert of('a') != of('b')
 
 
 @pytest.mark.parametrize(('field', 'value'), [

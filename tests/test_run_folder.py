@@ -26,6 +26,9 @@ def test_what_leaves_the_numbers_alone_may_change(tmp_path):
   new.data.max_bad_fraction, new.data.workers = 0.5, 3
   new.guard.min_target_std, new.keep.every = 0.0, 9
   run_folder.check(tmp_path, new)
+  assert run_folder.moved(tmp_path, new) == ('data.source.parts.0.paths',
+                                             'data.source.parts.1.path')
+  assert run_folder.moved(tmp_path, old) == ()
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -35,6 +38,8 @@ def test_what_leaves_the_numbers_alone_may_change(tmp_path):
      r'data.source.shares was \(1.0, 1.0\), now \(1.0, 2.0\)'),
     (lambda c: setattr(c.data.source.parts[1], 'label_column', 'x'),
      "data.source.parts.1.label_column was 'label', now 'x'"),
+    (lambda c: setattr(c.data.source.parts[1], 'label_separator', '|'),
+     'data.source.parts.1.label_separator'),
     (lambda c: setattr(c.data, 'source', c.data.source.parts[0]),
      "data.source was 'Concat', now 'Folder'"),
 ])
@@ -44,6 +49,16 @@ def test_what_does_not_is_refused_by_name(tmp_path, change, message):
   config = config_lib.checked(of(*parts))
   change(config)
   with pytest.raises(ValueError, match=message):
+    run_folder.check(tmp_path, config)
+
+
+def test_other_weights_are_another_configuration(tmp_path):
+  config = tiny.stage2('unused')
+  config.data.source = sampling.Weighted(source=sources.Csv(path='b'),
+                                         weights='w1', clips_per_epoch=2)
+  run_folder.write_config(tmp_path, config)
+  config.data.source.weights = 'w2'
+  with pytest.raises(ValueError, match="weights was 'w1', now 'w2'"):
     run_folder.check(tmp_path, config)
 
 

@@ -375,7 +375,7 @@ def test_hardly_a_readable_clip_stops_the_run_after_saving(tmp_path,
     return read(clip, *args)
 
   monkeypatch.setattr(data, 'excerpt', failing)
-  with pytest.raises(train.TrainingStopped, match=r'step \d: data: want '
+  with pytest.raises(train.TrainingStopped, match=r'step \d: no data: want '
                      r'readable clips, got 100 damaged ones in a row, .*I/O'):
     train.run(config)
   saved = checkpoint.latest_step(config.workdir)

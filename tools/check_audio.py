@@ -3,8 +3,9 @@
   python tools/check_audio.py folder=DIR --workers 8 --out bad.tsv
 
 Clips are read in pieces of a minute, so their length does not matter. A worker
-process that the decoder crashes, or that hangs, costs its one clip. Exit
-status: 0 if no clip is bad, 1 if some are, 2 for wrong usage.
+process that the decoder crashes, or that hangs, costs its one clip. Ctrl-C
+stops and lists what was found. Exit status: 0 if no clip is bad, 1 if some are,
+2 for wrong usage, 130 if stopped.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import tqdm
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sslam_jax import clips
+from tools.packing import workers as workers_lib
 
 _PIECE_S = 60
 _START_S = 60  # Until a process answers: its imports take seconds.
@@ -37,29 +39,24 @@ _PROCESSES = multiprocessing.get_context('spawn')
 
 def main(args: list[str]) -> int:
   """Prints a table of reasons; for the exit status see above."""
-  # Takes seconds, and worker processes, which import this file, do without.
-  from sslam_jax import catalogue
-
-  options = _parser(catalogue.HELP).parse_args(args)
   try:
-    source = catalogue.source(options.source)
-    bad = check(source, options.workers, options.timeout_s)
-    if options.out is not None:
-      _write(bad, options.out)
+    # Takes seconds, and worker processes, which import this file, do without.
+    from sslam_jax import catalogue
+
+    options = _parser(catalogue.HELP).parse_args(args)
+    return _checked(catalogue.source(options.source), options)
   except (OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  counts = collections.Counter(_kind(reason) for _, reason in bad)
-  for kind, count in counts.most_common():
-    print(f'{count:8d}  {kind}')
-  print(f'{len(bad):8d}  bad of {len(source)} clips')
-  return 1 if bad else 0
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    return 130
 
 
 def check(
   source: clips.Source, workers: int, timeout_s: float
-) -> list[tuple[str, str]]:
-  """The ids of bad clips and why they are, in the order of the source.
+) -> Generator[tuple[int, str, str], None, None]:
+  """Yields (index, clip id, reason or '') of all, in the order of their ends.
 
   Args:
     source: Which clips to read.
@@ -69,17 +66,42 @@ def check(
   for name, value in (('workers', workers), ('timeout_s', timeout_s)):
     if not value > 0:
       raise ValueError(f'{name}: want > 0, got {value}')
-  bad = {}
+  bad = 0
   # disable=None: no bar where the output is no terminal.
   with (
     contextlib.closing(_results(source, workers, timeout_s)) as results,
     tqdm.tqdm(results, total=len(source), unit='clip', disable=None) as bar,
   ):
-    for index, clip_id, reason in bar:
-      if reason:
-        bad[index] = clip_id, reason
-        bar.set_postfix(bad=len(bad))
-  return [bad[index] for index in sorted(bad)]
+    for result in bar:
+      if result[2]:
+        bad += 1
+        bar.set_postfix(bad=bad)
+      yield result
+
+
+def _checked(source: clips.Source, options: argparse.Namespace) -> int:
+  """Reads all clips, or those until Ctrl-C, and shows what was found."""
+  bad, read, stopped = {}, 0, None
+  with contextlib.ExitStack() as stack:
+    file = None
+    if options.out is not None:  # Opened before hours of work.
+      file = stack.enter_context(_opened(options.out))
+    results = check(source, options.workers, options.timeout_s)
+    try:
+      with contextlib.closing(results):
+        for index, clip_id, reason in results:
+          read += 1
+          if reason:
+            bad[index] = clip_id, reason
+    except KeyboardInterrupt as error:
+      stopped = error
+    found = [bad[index] for index in sorted(bad)]
+    _print(found, read)
+    if file is not None:
+      file.writelines(f'{clip_id}\t{reason}\n' for clip_id, reason in found)
+  if stopped is not None:
+    raise stopped
+  return 1 if bad else 0
 
 
 @dataclasses.dataclass
@@ -120,7 +142,8 @@ def _results(
 def _started(source: clips.Source) -> _Reader:
   here, there = _PROCESSES.Pipe()
   process = _PROCESSES.Process(target=_read, args=(source, there), daemon=True)
-  process.start()
+  with workers_lib.no_interrupt():
+    process.start()
   there.close()  # So that the end of the process is seen here.
   return _Reader(process, here)
 
@@ -177,7 +200,6 @@ def _read(source: clips.Source, pipe: connection.Connection) -> None:
   it opens one, ('', None).
   """
   _silence_decoders()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends it.
   while (index := pipe.recv()) is not None:
     clip_id = ''
     pipe.send((clip_id, None))
@@ -199,11 +221,16 @@ def _silence_decoders() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _write(bad: list[tuple[str, str]], path: pathlib.Path) -> None:
+def _opened(path: pathlib.Path) -> typing.TextIO:
   # Names that are not UTF-8 are written as they are.
-  with path.open('w', encoding='utf-8', errors='surrogateescape') as file:
-    for clip_id, reason in bad:
-      file.write(f'{clip_id}\t{reason}\n')
+  return path.open('w', encoding='utf-8', errors='surrogateescape')
+
+
+def _print(bad: list[tuple[str, str]], read: int) -> None:
+  counts = collections.Counter(_kind(reason) for _, reason in bad)
+  for kind, count in counts.most_common():
+    print(f'{count:8d}  {kind}')
+  print(f'{len(bad):8d}  bad of {read} clips')
 
 
 def _kind(reason: str) -> str:

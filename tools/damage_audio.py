@@ -39,7 +39,7 @@ _Rng = np.random.Generator
 
 
 def main(args: list[str]) -> int:
-  """Writes the files; exit status 2 where that cannot be done."""
+  """Writes the files; exit status 2 where it cannot, 130 where stopped."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('src', metavar='SRC', help='folder, or: soundscapes')
   parser.add_argument('dst', metavar='DST', type=pathlib.Path)
@@ -52,6 +52,9 @@ def main(args: list[str]) -> int:
   except (OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    return 130
   print(f'{options.count} files in {options.dst}')
   return 0
 
@@ -74,17 +77,18 @@ def write(
     raise ValueError(f'{folder}: want an empty folder, got one with files')
   kinds = list(KINDS)
   # disable=None: no bar where the output is no terminal.
-  for index in tqdm.trange(count, unit='file', disable=None):
-    rng = np.random.default_rng([seed, index])
-    kind = kinds[index % len(kinds)]
-    ending = FORMATS[index // len(kinds) % len(FORMATS)]
-    wave_S, rate_hz = _stretch(source, rng)
-    data = KINDS[kind](_encoded(wave_S, rate_hz, ending), wave_S, rng)
-    if kind == 'other_extension':
-      ending = FORMATS[FORMATS.index(ending) - 1]
-    if kind in _WAV_KINDS:
-      ending = 'wav'
-    (folder / f'{index:06d}_{kind}.{ending}').write_bytes(data)
+  with tqdm.trange(count, unit='file', disable=None) as bar:
+    for index in bar:
+      rng = np.random.default_rng([seed, index])
+      kind = kinds[index % len(kinds)]
+      ending = FORMATS[index // len(kinds) % len(FORMATS)]
+      wave_S, rate_hz = _stretch(source, rng)
+      data = KINDS[kind](_encoded(wave_S, rate_hz, ending), wave_S, rng)
+      if kind == 'other_extension':
+        ending = FORMATS[FORMATS.index(ending) - 1]
+      if kind in _WAV_KINDS:
+        ending = 'wav'
+      (folder / f'{index:06d}_{kind}.{ending}').write_bytes(data)
 
 
 def _stretch(source: clips.Source, rng: _Rng) -> tuple[np.ndarray, int]:

@@ -1,0 +1,1 @@
+"""The parts of `tools/pack_audio.py`, one concept a file."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import multiprocessing
+from multiprocessing import resource_tracker
 import os
 import signal
 import threading
@@ -55,7 +56,7 @@ def run(
   # disable=None: no bar where the output is no terminal.
   with tqdm.tqdm(desc=title, total=total, initial=done, disable=None) as bar:
     try:
-      with _no_interrupt():
+      with no_interrupt():
         numbers = {executor.submit(_work, number): number for number in todo}
       waiting = set(numbers)
       while waiting:
@@ -70,22 +71,24 @@ def run(
       executor.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def no_interrupt() -> Iterator[None]:
+  """Processes started inside ignore Ctrl-C, on which this one stops them."""
+  # Python starts it with the first process, and then undoes the mask below.
+  resource_tracker.ensure_running()
+  old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
 def _executor(
   context: Any, workers: int, args: tuple[Any, ...]
 ) -> concurrent.futures.Executor:
   if workers == 1:
     return concurrent.futures.ThreadPoolExecutor(1, '', _start, args)
   return concurrent.futures.ProcessPoolExecutor(workers, context, _start, args)
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-  """Processes started inside ignore Ctrl-C, on which this one stops them."""
-  old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def _start(job: Job, counts: Any, stop: Any) -> None:
