@@ -112,3 +112,10 @@ def test_state_is_saved_as_it_was_though_training_goes_on(tmp_path):
   saver.close()
   loaded = checkpoint.load_params(tmp_path, like=state.params)
   jax.tree.map(np.testing.assert_array_equal, loaded, before)
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
+  left = tmp_path / 'checkpoints' / '7.orbax-checkpoint-tmp' / 'params'
+  left.mkdir(parents=True)
+  checkpoint.Checkpointer(tmp_path, tiny.stage1('unused').keep).close()
+  assert not left.parent.exists()

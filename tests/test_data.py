@@ -12,6 +12,7 @@ import soundfile
 from sslam_jax import clips
 from sslam_jax import data
 from sslam_jax import mixing
+from sslam_jax import sampling
 from sslam_jax import sources
 from sslam_jax import train
 from tests import tiny
@@ -148,6 +149,21 @@ def test_stand_in_leaves_all_other_clips_as_they_are(stream, when):
         assert ours['skipped'][row] == ''
   assert len(stand_ins) >= 4  # in two passes of 12 and four more
   assert len(set(stand_ins)) > 1
+
+
+def test_stand_in_is_drawn_as_all_clips_are(tmp_path):
+  """Here: by weights, of which the clip behind the damaged one has none."""
+  weights = tmp_path / 'weights.txt'
+  weights.write_text('1\n' * 8 + '0\n' + '1\n' * 3)
+  source = sampling.Weighted(
+      source=Damaged(data_of().source, {7}, 'read'), weights=str(weights),
+      clips_per_epoch=11,
+  )
+  found = take(data_of(source=source), 11)
+  ids = np.concatenate([record['id'] for record in found])
+  names = [clip.id for clip in map(data_of().source.__getitem__, range(12))]
+  assert sum(text != '' for record in found for text in record['skipped']) == 4
+  assert set(ids) == set(names) - {names[7], names[8]}
 
 
 def test_hundred_damaged_clips_in_a_row_are_too_many():

@@ -113,6 +113,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(
   process = child.start(tmp_path, f'--steps={STEPS}')
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
+  assert not any(tmp_path.glob('checkpoints/*orbax-checkpoint-tmp*'))
   assert metrics_of(tmp_path) == metrics_of(whole)
   jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path),
                params_of(whole))
@@ -269,3 +270,19 @@ def test_disk_full_for_the_metrics_names_the_last_checkpoint(tmp_path,
   message = str(caught.value)
   assert message.startswith(f'{tmp_path}: cannot write: [Errno 28] No space')
   assert message.endswith('the last checkpoint is that of step 2')
+
+
+def test_failed_save_is_noticed_at_the_next_step(tmp_path, monkeypatch):
+  """Saving is asynchronous, and the next save may be hours away."""
+  steps = []
+
+  def check(self):
+    steps.append('step')
+    if len(steps) == 3:
+      raise checkpoint.SaveFailed('cannot save: disk full')
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'check', check)
+  config = tiny.stage2(tmp_path, devices=1, keep=checkpoint.Keep(every=100))
+  with pytest.raises(train.TrainingStopped, match='cannot save: disk full'):
+    train.run(config)
+  assert 'cannot save' in (tmp_path / 'log.txt').read_text()

@@ -33,9 +33,9 @@ def test_resuming_forgets_what_came_later_and_a_line_cut_off(tmp_path):
   again = new(tmp_path)
   again.resume(4, 1)
   assert again.count == 1
-  again.add(5, 2, [('a', 'cut'), ('b', 'cut')])
+  again.add(6, 2, [('a', 'cut'), ('b', 'cut')])
   assert (tmp_path / 'skipped.tsv').read_text().split('\n') == [
-      '2\ta\tcut', '5\tb\tcut', ''
+      '2\ta\tcut', '6\tb\tcut', ''
   ]
 
 
