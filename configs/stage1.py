@@ -30,6 +30,7 @@ from sslam_jax import train
 SIZES = ('demo', 'small', 'large')
 FLAGS = (*SIZES, *catalogue.FLAGS)
 KEYS = catalogue.KEYS
+_AUDIOSET = ('manifest', 'data/audioset/train.tsv')
 
 
 def get_config(arg: str = '') -> train.Config:
@@ -92,6 +93,9 @@ def _source(pairs: list[tuple[str, str]]) -> clips.Source:
   """The data that the argument names, or what is trained on without it."""
   is_demo = ('demo', '') in pairs
   words = [pair for pair in pairs if pair[0] not in SIZES]
-  if words in ([], [('soundscapes', '')]) and (is_demo or words):
-    return soundscapes.Soundscapes(length_s=4.0 if is_demo else 10.0)
-  return catalogue.build(words or [('manifest', 'data/audioset/train.tsv')])
+  if not words:
+    words = [('soundscapes', '') if is_demo else _AUDIOSET]
+  source = catalogue.build(words)
+  if is_demo and isinstance(source, soundscapes.Soundscapes):
+    source.length_s = 4.0
+  return source

@@ -5,7 +5,7 @@ word is one source; several are joined, see `sampling.Concat`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sslam_jax import clips
 from sslam_jax import config
@@ -17,11 +17,13 @@ from sslam_jax import tfds_source
 
 FLAGS = ('soundscapes',)
 _SOURCES = ('folder', 'manifest', 'csv', 'pack', 'tfds', 'soundscapes')
-KEYS = (*_SOURCES, 'shares', 'weights', 'epoch')
+KEYS = (*_SOURCES, 'path', 'label', 'shares', 'weights', 'epoch')
 HELP = """\
 folder=DIR         all audio files below DIR; the folder's name is the label
 manifest=TSV       fairseq manifest, with .lbl and label_descriptors.csv
 csv=FILE           table with the columns path and label
+path=COLUMN        of csv=, if it is not called path
+label=COLUMN       of csv=, if it is not called label
 pack=DIR           shards written by tools/pack_audio.py
 tfds=NAME[:SPLIT]  prepared TFDS data set, or its folder
 soundscapes[=N]    procedural sounds, no data needed
@@ -51,7 +53,7 @@ def build(pairs: Sequence[tuple[str, str]]) -> clips.Source:
   if not named:
     choices = ', '.join(f'{word}=...' for word in _SOURCES)
     raise ValueError(f'data source: want {choices}; got none')
-  joined = _joined(named, options.get('shares'))
+  joined = _joined(named, options)
   if 'weights' not in options:
     if 'epoch' in options:
       raise ValueError('epoch: want it with weights=...')
@@ -65,14 +67,19 @@ def build(pairs: Sequence[tuple[str, str]]) -> clips.Source:
 
 
 def _joined(
-    named: Sequence[tuple[str, str]], shares: str | None
+    named: Sequence[tuple[str, str]], options: Mapping[str, str]
 ) -> clips.Source:
+  shares = options.get('shares')
+  columns = {f'{word}_column': options[word]
+             for word in ('path', 'label') if word in options}
+  if columns and 'csv' not in dict(named):
+    raise ValueError('path, label: want them with csv=...')
   if shares is None:
     if {word for word, _ in named} == {'folder'}:
       return sources.Folder(paths=tuple(path for _, path in named))
     if len(named) == 1:
-      return _one(*named[0])
-  parts = tuple(_one(word, value) for word, value in named)
+      return _one(*named[0], columns)
+  parts = tuple(_one(word, value, columns) for word, value in named)
   try:
     numbers = None if shares is None else tuple(map(float, shares.split(':')))
   except ValueError:
@@ -81,13 +88,15 @@ def _joined(
   return sampling.Concat(parts=parts, shares=numbers)
 
 
-def _one(word: str, value: str) -> clips.Source:
+def _one(
+    word: str, value: str, columns: Mapping[str, str]
+) -> clips.Source:
   if word == 'folder':
     return sources.Folder(paths=(value,))
   if word == 'manifest':
     return sources.Manifest(path=value)
   if word == 'csv':
-    return sources.Csv(path=value)
+    return sources.Csv(path=value, **columns)
   if word == 'pack':
     return packs.Pack(path=value)
   if word == 'tfds':

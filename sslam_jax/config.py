@@ -53,7 +53,10 @@ def options(
     (word, value) in the order given; the value of a flag is ''.
   """
   pairs: list[tuple[str, str]] = []
-  choices = ', '.join([*flags, *(f'{key}=...' for key in keys)])
+  choices = ', '.join(
+      [flag for flag in flags if flag not in keys]
+      + [f'{key}[=...]' if key in flags else f'{key}=...' for key in keys]
+  )
   for part in filter(None, arg.split(',')):
     word, equals, value = part.partition('=')
     is_pair = equals and value and word in keys

@@ -17,6 +17,7 @@ import json
 import operator
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from array_record.python import array_record_module
@@ -70,7 +71,8 @@ class Index:
   """What `pack.json` holds.
 
   Attributes:
-    command: What writes the pack, or what is missing of it.
+    command: What writes the pack, or what is missing of it; but for `--out`,
+      since a pack may be moved.
     plan: All that decides what the shards hold.
     classes: Those of the source, in its order.
     shards: The files, in the order of the source.
@@ -80,6 +82,10 @@ class Index:
   plan: dict[str, Any]
   classes: tuple[str, ...]
   shards: tuple[Shard, ...] = ()
+
+  def command_in(self, path: str) -> str:
+    """`command` for the folder `path`."""
+    return f'{self.command} --out={shlex.quote(path)}'
 
   def to_json(self) -> str:
     """The text of the file."""
@@ -117,8 +123,9 @@ class Pack:
     path = os.path.join(self.path, shard.file)
     reader = _cached_reader(path, shard.clips, self._mtimes[shard.file])
     if reader is None:
-      again = f'remove it and write it again with: {self._index.command}'
-      raise ValueError(f'{path}: want {shard.clips} clips, got damage: {again}')
+      again = self._index.command_in(self.path)
+      raise ValueError(f'{path}: want {shard.clips} clips, got damage: remove '
+                       f'it and write it again with: {again}')
     return _clip(_record(reader, path, row), f'{path}#{row}')
 
   def labels(self, index: int) -> tuple[str, ...]:
@@ -168,7 +175,7 @@ def read_index(path: str) -> Index:
     return parse_index(file)
   plan = os.path.join(path, PLAN)
   if os.path.exists(plan):
-    names, again = os.listdir(path), parse_index(plan).command
+    names, again = os.listdir(path), parse_index(plan).command_in(path)
     done = sum(name.endswith(SUFFIX) for name in names)
     raise ValueError(f'{path}: want a finished pack, got one of which only '
                      f'{done} shards are written: finish it with: {again}')
@@ -209,7 +216,7 @@ def differences(path: str, index: Index) -> list[str]:
     size = os.path.getsize(file) if os.path.exists(file) else 'no such file'
     if size != shard.bytes:
       lines.append(f'{file}: want {shard.bytes} bytes, got {size}: write it '
-                   f'again with: {index.command}')
+                   f'again with: {index.command_in(path)}')
   return lines
 
 

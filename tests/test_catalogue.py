@@ -15,6 +15,10 @@ from sslam_jax import tfds_source
     ('folder=a,folder=b', sources.Folder(paths=('a', 'b'))),
     ('manifest=x.tsv', sources.Manifest(path='x.tsv')),
     ('csv=x=y.csv', sources.Csv(path='x=y.csv')),
+    ('csv=x,label=class', sources.Csv(path='x', label_column='class')),
+    ('path=a b,csv=x,folder=f,csv=y', sampling.Concat(parts=(
+        sources.Csv(path='x', path_column='a b'), sources.Folder(paths=('f',)),
+        sources.Csv(path='y', path_column='a b')))),
     ('pack=p', packs.Pack(path='p')),
     ('tfds=gtzan', tfds_source.Tfds(name='gtzan', split='train')),
     ('tfds=gtzan:test[:5%]', tfds_source.Tfds(name='gtzan',
@@ -44,13 +48,17 @@ def test_words_name_the_source(text, source):
 @pytest.mark.parametrize(('text', 'message'), [
     ('', 'data source: want folder=..., .*; got none'),
     ('weights=labels', 'data source: want folder=..., .*; got none'),
-    ('fold=a', "'fold=a': want some of soundscapes, folder=..."),
+    ('fold=a', "'fold=a': want some of folder=..., .*, "
+     r'soundscapes\[=...\], path=..., .*epoch=...$'),
     ('folder=', "'folder=': want some of"),
     ('folder=a,shares=1:x', "shares: want numbers such as 3:1, got '1:x'"),
     ('folder=a,shares=1:2', 'shares: want 1, one per part'),
     ('folder=a,epoch=3', 'epoch: want it with weights'),
     ('folder=a,weights=labels,epoch=x', "epoch: want a number, got 'x'"),
     ('soundscapes=x', "soundscapes: want a number, got 'x'"),
+    ('folder=a,label=class', 'path, label: want them with csv=...'),
+    ('folder=a,path=file', 'path, label: want them with csv=...'),
+    ('csv=a,csv=b,label=x,label=y', "label: want it once, got 'y' too"),
     ('folder=a,weights=x,weights=y', "weights: want it once, got 'y' too"),
 ])
 def test_wrong_words_are_refused(text, message):

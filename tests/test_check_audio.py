@@ -110,6 +110,8 @@ class _Faulty:
     def read(start, count):
       if fault == 'crash at the end' and start + count == 1500:
         os.kill(os.getpid(), signal.SIGSEGV)
+      if fault == 'Ctrl-C':  # Of a terminal, to all: only the parent acts.
+        os.kill(os.getpid(), signal.SIGINT)
       if fault == 'hang':
         time.sleep(1000)
       if fault == 'bug':
@@ -126,7 +128,7 @@ class _Faulty:
 
 def test_check_survives_crash_and_hang():
   faults = ('crash when opened', '', 'hang', 'crash at the end', '', 'late',
-            'bug', '', '')  # fmt: skip
+            'bug', 'Ctrl-C', '')  # fmt: skip
   start = time.monotonic()
   results = list(check_audio.check(_Faulty(faults), workers=2, timeout_s=1.0))
   assert sorted(index for index, *_ in results) == list(range(9))

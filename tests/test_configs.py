@@ -80,6 +80,16 @@ def test_published_numbers():
   assert two.data.mix.clean(64) == 15
 
 
+@pytest.mark.parametrize(('words', 'clips', 'length_s'), [
+    ('demo', 4096, 4.0), ('demo,soundscapes', 4096, 4.0),
+    ('demo,soundscapes=100', 100, 4.0), ('soundscapes=100', 100, 10.0),
+])
+def test_scenes_are_short_in_a_demo(words, clips, length_s):
+  config = config_lib.load(f'{_ROOT}/configs/stage1.py:{words}')
+  want = soundscapes.Soundscapes(clips=clips, length_s=length_s)
+  assert config.data.source == want
+
+
 def test_stage2_of_every_size_starts_where_its_stage1_ends():
   for size in ('demo', 'small', 'large'):
     one = config_lib.load(f'{_ROOT}/configs/stage1.py:{size}')

@@ -191,11 +191,7 @@ def test_soundscapes_in_processes_equal_those_in_one(tmp_path):
   words = 'soundscapes=5', '--shards=3'
   assert _run(*words, f'--out={tmp_path}/1') == 0
   assert _run(*words, f'--out={tmp_path}/2', workers=2) == 0
-  first, second = _bytes(tmp_path / '1'), _bytes(tmp_path / '2')
-  command = f'--out={tmp_path}'.encode()
-  for name in first:
-    want = first[name].replace(command + b'/1', command + b'/2')
-    assert second[name] == want
+  assert _bytes(tmp_path / '1') == _bytes(tmp_path / '2')
   source = soundscapes.Soundscapes(clips=5)
   pack = packs.Pack(path=f'{tmp_path}/1')
   assert pack.classes == source.classes

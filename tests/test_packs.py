@@ -167,7 +167,19 @@ def test_missing_shard_is_named_with_what_writes_it_again(pack):
   message = _error(pack)
   assert message.startswith(f'{shard}: want {size} bytes, got no such file: ')
   assert 'again with: python tools/pack_audio.py csv=' in message
-  assert message.endswith('--shards=3')
+  assert message.endswith(f'--shards=3 --out={pack}')  # Not where it was.
+
+
+def test_folder_with_blanks_is_quoted_in_commands(whole, tmp_path, capsys):
+  moved = shutil.copytree(whole / 'pack', tmp_path / "it's moved")
+  want = f"--out='{tmp_path}/it'\"'\"'s moved'"
+  sorted(moved.glob('*.array_record'))[1].unlink()
+  assert _error(moved).endswith(want)
+  assert pack_audio.main(['--verify', f'--out={moved}', '--workers=1']) == 1
+  assert capsys.readouterr().err.endswith(f'{want}\n')
+  (moved / 'pack.json').rename(moved / 'unfinished.json')
+  message = _error(moved)
+  assert 'finish it with: ' in message and message.endswith(want)
 
 
 def test_truncated_shard_is_named(pack):

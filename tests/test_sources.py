@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -381,3 +382,28 @@ def test_source_is_a_configuration(tmp_path):
 )
 def test_impossible_settings_are_refused(make, message):
   assert message in _error(make)
+
+
+def test_absolute_paths_may_stand_among_others(tmp_path):
+  """The root is not part of what the paths have in common."""
+  lists = _corpus(tmp_path)
+  far = _write(tmp_path / 'far/z.wav')
+  near = f'{lists}/../audio/x.wav'
+  for rows, want in (([far, 'x.wav'], [far, near]), ([far], [far])):
+    (lists / 'train.lbl').unlink(missing_ok=True)
+    _write_text(lists / 'train.tsv', '../audio', *(f'{r}\t9' for r in rows))
+    assert _ids(sources.Manifest(path=str(lists))) == want
+
+
+def test_millions_of_rows_need_little_memory(tmp_path):
+  count = 20_000
+  names = (f'audio/Y{i:011d}.wav\t{320_000 - i}' for i in range(count))
+  _write_text(tmp_path / 'train.tsv', '.', *names)
+  labels = (f'{i} /m/{i % 50},/m/{i % 5}' for i in range(count))
+  _write_text(tmp_path / 'train.lbl', *labels)
+  tracemalloc.start()
+  manifest = sources.Manifest(path=str(tmp_path))
+  assert len(manifest) == count
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak / count < 150  # Bytes.

@@ -94,6 +94,6 @@ def test_ctrl_c_ends_the_check_with_what_was_found(tmp_path):
 def test_ctrl_c_ends_the_damage_with_one_line(tmp_path):
   status, output, shown = _interrupted(
       ['tools/damage_audio.py', 'soundscapes', str(tmp_path / 'x'),
-       '--count=100000'], b'file/s')
+       '--count=100000'], b'[00:01<')
   assert (status, output, shown[-1]) == (130, '', 'stopped')
   assert not any('Traceback' in line for line in shown)

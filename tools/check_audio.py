@@ -73,10 +73,10 @@ def check(
     tqdm.tqdm(results, total=len(source), unit='clip', disable=None) as bar,
   ):
     for result in bar:
+      yield result  # Before it is shown: Ctrl-C may come in between.
       if result[2]:
         bad += 1
         bar.set_postfix(bad=bad)
-      yield result
 
 
 def _checked(source: clips.Source, options: argparse.Namespace) -> int:

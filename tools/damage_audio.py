@@ -9,11 +9,14 @@ libsndfile.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import io
 import pathlib
+import signal
 import struct
 import sys
+import threading
 import zipfile
 import zlib
 
@@ -77,8 +80,11 @@ def write(
     raise ValueError(f'{folder}: want an empty folder, got one with files')
   kinds = list(KINDS)
   # disable=None: no bar where the output is no terminal.
-  with tqdm.trange(count, unit='file', disable=None) as bar:
+  bar = tqdm.trange(count, unit='file', disable=None)
+  with bar, _interrupted() as interrupted:
     for index in bar:
+      if interrupted.is_set():
+        raise KeyboardInterrupt
       rng = np.random.default_rng([seed, index])
       kind = kinds[index % len(kinds)]
       ending = FORMATS[index // len(kinds) % len(FORMATS)]
@@ -89,6 +95,20 @@ def write(
       if kind in _WAV_KINDS:
         ending = 'wav'
       (folder / f'{index:06d}_{kind}.{ending}').write_bytes(data)
+
+
+@contextlib.contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+  """Whether Ctrl-C was pressed; Python's own way may fail within libsndfile.
+
+  It calls back into Python for what is in memory, and loses exceptions there.
+  """
+  interrupted = threading.Event()
+  old = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+  try:
+    yield interrupted
+  finally:
+    signal.signal(signal.SIGINT, old)
 
 
 def _stretch(source: clips.Source, rng: _Rng) -> tuple[np.ndarray, int]:

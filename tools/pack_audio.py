@@ -110,7 +110,8 @@ def verify(options: argparse.Namespace) -> int:
   if problems:
     return _failed(
       f'{options.out}: want a whole pack, got {len(problems)} problems: remove '
-      f'these files and write them again with: {index.command}', 1)
+      f'these files and write them again with: '
+      f'{index.command_in(options.out)}', 1)
   print(f'{options.out}: whole: {_summary(index)}')
   return 0
 

@@ -69,7 +69,7 @@ def started(
     'fingerprint': _fingerprint(source),
   }
   new = packs.Index(
-    command=settings.command(str(folder)),
+    command=settings.command(),
     plan=plan,
     classes=tuple(source.classes),
   )

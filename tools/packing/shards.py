@@ -74,9 +74,9 @@ class Settings:
     first = recordings * number // self.shards
     return range(first, recordings * (number + 1) // self.shards)
 
-  def command(self, out: str) -> str:
-    """What makes a pack with these settings."""
-    words = ['python', 'tools/pack_audio.py', self.source, f'--out={out}']
+  def command(self) -> str:
+    """What makes a pack with these settings, but for its folder."""
+    words = ['python', 'tools/pack_audio.py', self.source]
     values = dataclasses.asdict(self)
     for field in dataclasses.fields(self):
       value = values[field.name]
