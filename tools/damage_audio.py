@@ -79,10 +79,9 @@ def write(
   if any(folder.iterdir()):
     raise ValueError(f'{folder}: want an empty folder, got one with files')
   kinds = list(KINDS)
-  # disable=None: no bar where the output is no terminal.
-  bar = tqdm.trange(count, unit='file', disable=None)
-  with bar, _interrupted() as interrupted:
-    for index in bar:
+  with _interrupted() as interrupted:
+    # disable=None: no bar where the output is no terminal.
+    for index in tqdm.trange(count, unit='file', disable=None):
       if interrupted.is_set():
         raise KeyboardInterrupt
       rng = np.random.default_rng([seed, index])
