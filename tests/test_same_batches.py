@@ -10,8 +10,8 @@ import soundfile
 from sslam_jax import data
 from sslam_jax import packs
 from sslam_jax import sources
-from tests import test_tfds
 from tests import tiny
+from tests import toy
 from tools import pack_audio
 
 # (samples, rate): short, just as long as a spectrogram, longer; resampled.
@@ -29,7 +29,7 @@ def recordings(tmp_path_factory):
   manifest, table = ['audio'], ['path,label']
   for index, (samples, rate_hz) in enumerate(_RECORDINGS):
     path = f'{index}.flac'
-    pcm_S = test_tfds._pcm(samples, seed=index)
+    pcm_S = toy.pcm(samples, seed=index)
     soundfile.write(root / 'audio' / path, pcm_S, rate_hz, subtype='PCM_16')
     manifest.append(f'{path}\t{samples}')
     table.append(f'audio/{path},dog')
@@ -46,15 +46,15 @@ def _packed(root, tmp_path):
 
 
 def _tfds_arrays(root, tmp_path):
-  rows = [{'audio': test_tfds._pcm(samples, seed=index), 'rate_hz': rate_hz}
+  rows = [{'audio': toy.pcm(samples, seed=index), 'rate_hz': rate_hz}
           for index, (samples, rate_hz) in enumerate(_RECORDINGS)]
-  return test_tfds._toy(tmp_path, test_tfds._array(np.int16), *rows)
+  return toy.prepared(tmp_path, toy.array(np.int16), *rows)
 
 
 def _tfds_flac(root, tmp_path):
   rows = [{'audio': path.read_bytes()}
           for path in sorted((root / 'audio').iterdir())]
-  return test_tfds._toy(tmp_path, {'audio': test_tfds._BYTES}, *rows)
+  return toy.prepared(tmp_path, {'audio': toy.BYTES}, *rows)
 
 
 def _batches(source):

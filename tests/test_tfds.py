@@ -23,62 +23,24 @@ from sslam_jax import soundscapes
 from sslam_jax import tfds_soundscapes
 from sslam_jax import tfds_source
 from tests import tiny
+from tests import toy
 from tools import build_tfds
 
 _AUDIO = 'tensorflow_datasets.core.features.audio_feature.Audio'
 _LABEL = tfds.features.ClassLabel(names=['cat', 'dog', 'owl'])
-_BYTES = tfds.features.Tensor(shape=(), dtype=np.object_)
 _TEXT = tfds.features.Text()
+_BYTES, _array, _example = toy.BYTES, toy.array, toy.example
+_toy, _pcm = toy.prepared, toy.pcm
 
 
-class Toy(tfds.core.GeneratorBasedBuilder):
-  """A data set of the given features and examples."""
-
-  VERSION = tfds.core.Version('1.0.0')
-
-  def __init__(self, *, features, examples, **options):
-    self._given = features, examples
-    super().__init__(**options)
-
-  def _info(self):
-    features = tfds.features.FeaturesDict(self._given[0])
-    return tfds.core.DatasetInfo(
-      builder=self, features=features, disable_shuffling=True
-    )
-
-  def _split_generators(self, dl_manager):
-    return {'train': self._generate_examples()}
-
-  def _generate_examples(self):
-    yield from enumerate(self._given[1])
-
-
-class ToyDownload(Toy):
+class ToyDownload(toy.Toy):
   """One that TFDS can prepare by its name."""
 
   def __init__(self, **options):
-    super().__init__(features=_array(np.int16), examples=[_example(_pcm())],
-                     **options)  # fmt: skip
-
-
-def _array(dtype, shape=(None,), **options):
-  audio = tfds.features.Tensor(shape=shape, dtype=dtype, **options)
-  return {'audio': audio, 'rate_hz': np.int32}
-
-
-def _example(audio, **more):
-  return {'audio': audio, 'rate_hz': 8000, **more}
-
-
-def _toy(path, features, *examples, **options) -> tfds_source.Tfds:
-  builder = Toy(features=features, examples=examples, data_dir=str(path))
-  builder.download_and_prepare(file_format='array_record')
-  return tfds_source.Tfds(name='toy', data_dir=str(path), **options)
-
-
-def _pcm(samples=500, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.integers(-(2**15), 2**15, samples).astype(np.int16)
+    examples = [_example(_pcm())]
+    super().__init__(
+      features=_array(np.int16), examples=examples, **options
+    )
 
 
 def _flac(pcm_S, rate_hz=16_000) -> bytes:
