@@ -200,7 +200,10 @@ def _start(
   run = words.get('run', '-'.join(['runs/stage2', *size[:1]]))
   config.init_from = None if run == _NO_RUN else run
   folder, before = pathlib.Path(run), None
-  if run != _NO_RUN and ('run' in words or folder.is_dir()):
+  if 'run' in words and run != _NO_RUN and not folder.is_dir():
+    raise ValueError(f'run={run}: want a run folder, or run=none for random '
+                     f'weights; got nothing: there is none')
+  if run != _NO_RUN and folder.is_dir():
     before = run_folder.read_config(folder)
   else:
     before = stage1.get_config(','.join(size[:1]))

@@ -2,7 +2,8 @@
 
 A step holds the items `params` (the student), `teacher` (where there is one),
 `rest` (optimiser, step, RNG) and `data` (the pipeline's state), so that
-inference and the next stage load what they need alone.
+inference and the next stage load what they need alone. Imported weights are the
+first two alone.
 """
 
 import contextlib
@@ -145,6 +146,40 @@ class Checkpointer:
                        f'of the checkpoints before, {got}') from error
 
 
+def save_weights(
+    workdir: str,
+    step: int,
+    params: state_lib.Params,
+    teacher: state_lib.Params | None,
+) -> None:
+  """Saves what was learned elsewhere, of which no run can go on.
+
+  Args:
+    workdir: A new run folder.
+    step: Updates done there.
+    params: The student's parameters, or a part of them.
+    teacher: The teacher's; None: there is none.
+  """
+  folder = pathlib.Path(workdir).absolute() / _FOLDER
+  folder.mkdir(parents=True)
+  items = {_PARAMS: params} | ({_TEACHER: teacher} if teacher else {})
+  saved = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+  with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+    manager.save(step, args=ocp.args.Composite(**saved))
+
+
+def check_resumable(workdir: str) -> None:
+  """Raises ValueError where a folder holds weights without a state."""
+  step = latest_step(workdir)
+  if step is None:
+    return
+  folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step)
+  if not any((folder / item).exists() for item in (_REST, _DATA)):
+    raise ValueError(
+        f'{workdir}: want a new folder or one of a run, got imported weights: '
+        f'they are for --config.init_from={workdir} with another --workdir')
+
+
 def latest_step(workdir: str) -> int | None:
   """Step of a run's last complete checkpoint, None where there is none."""
   folder = pathlib.Path(workdir).absolute() / _FOLDER
@@ -177,23 +212,41 @@ def load_teacher(path: str, *, like: state_lib.Params) -> state_lib.Params:
   return _load(path, _TEACHER, like, None)
 
 
+def contents(path: str) -> tuple[str, ...]:
+  """The parts that the latest checkpoint holds, 'teacher' one of them.
+
+  Raises:
+    ValueError: `path` is no run folder.
+  """
+  saved = _saved(path)
+  return (*saved[_PARAMS].tree, *filter(saved.__contains__, (_TEACHER,)))
+
+
+def _saved(path: str) -> dict[str, Any]:
+  """What Orbax knows of each item of the latest checkpoint."""
+  folder, step = _latest(path)
+  with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
+    metadata = dict(manager.item_metadata(step).items())
+    return {name: item for name, item in metadata.items() if item is not None}
+
+
 def _load(
     path: str,
     item: str,
     like: state_lib.Params,
     parts: tuple[str, ...] | None,
 ) -> state_lib.Params:
-  folder = pathlib.Path(path).absolute() / _FOLDER
-  if not folder.is_dir():
-    exists = folder.parent.is_dir()
-    got = f'one without {_FOLDER}/' if exists else 'none: it does not exist'
-    raise ValueError(f'{path}: want a run folder, got {got}')
-  step = latest_step(path)
-  if step is None:
-    raise ValueError(f'{path}: want a run folder, '
-                     f'got one without a complete checkpoint')
+  folder, step = _latest(path)
+  saved = _saved(path)
+  if item not in saved:
+    raise ValueError(f'{path}, step {step}: want student and {item}, got '
+                     f'{", ".join(contents(path))} alone')
   with ocp.CheckpointManager(folder, item_handlers=_handlers()) as manager:
-    found = manager.item_metadata(step)[item].tree
+    found = saved[item].tree
+    if {*found} < {*like}:  # as of an imported encoder
+      raise ValueError(f'{path}, step {step}, {item}: want '
+                       f'{", ".join(sorted(like))}, got '
+                       f'{", ".join(sorted(found))} alone')
     wanted = found
     if parts is not None:
       wanted = {name: found[name] for name in parts if name in found}
@@ -207,6 +260,20 @@ def _load(
     restore = {item: ocp.args.StandardRestore(abstract)}
     loaded = manager.restore(step, args=ocp.args.Composite(**restore))[item]
     return {name: loaded[name] for name in like}
+
+
+def _latest(path: str) -> tuple[pathlib.Path, int]:
+  """The checkpoints of a run, and the step of the last one."""
+  folder = pathlib.Path(path).absolute() / _FOLDER
+  if not folder.is_dir():
+    exists = folder.parent.is_dir()
+    got = f'one without {_FOLDER}/' if exists else 'none: it does not exist'
+    raise ValueError(f'{path}: want a run folder, got {got}')
+  step = latest_step(path)
+  if step is None:
+    raise ValueError(f'{path}: want a run folder, '
+                     f'got one without a complete checkpoint')
+  return folder, step
 
 
 def _mismatches(found: Any, like: Any) -> list[str]:

@@ -7,6 +7,7 @@ its type, its contradiction with another) is found here, before any work.
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import json
 import pathlib
@@ -19,11 +20,16 @@ from typing import Any
 _CLASS_KEY = 'class'  # in JSON: which dataclass an object is
 
 
+class UnknownWord(ValueError):
+  """A configuration argument holds a word that there is not."""
+
+
 def load(spec: str) -> Any:
   """The configuration of `FILE.py` or `FILE.py:ARGUMENT`.
 
   Raises:
-    ValueError: The file is missing or defines no `get_config`.
+    ValueError: The file is missing or defines no `get_config`, or that does not
+      take the argument.
   """
   path, _, arg = spec.partition(':')
   if not pathlib.Path(path).is_file():
@@ -36,7 +42,11 @@ def load(spec: str) -> Any:
   module_spec.loader.exec_module(module)
   if not hasattr(module, 'get_config'):
     raise ValueError(f'--config={spec}: {path} defines no get_config()')
-  return module.get_config(arg)
+  try:
+    return module.get_config(arg)
+  except UnknownWord as error:
+    raise ValueError(f'{error}; the docstring of {path} has all '
+                     f'words') from None
 
 
 def options(
@@ -51,19 +61,22 @@ def options(
 
   Returns:
     (word, value) in the order given; the value of a flag is ''.
+
+  Raises:
+    UnknownWord: Another word, or no value; those most like it are named.
   """
   pairs: list[tuple[str, str]] = []
-  choices = ', '.join(
-      [flag for flag in flags if flag not in keys]
-      + [f'{key}[=...]' if key in flags else f'{key}=...' for key in keys]
-  )
+  choices = {flag: flag for flag in flags} | {
+      key: f'{key}[=...]' if key in flags else f'{key}=...' for key in keys
+  }
   for part in filter(None, arg.split(',')):
     word, equals, value = part.partition('=')
     is_pair = equals and value and word in keys
     if not is_pair and part not in flags:
-      raise ValueError(
-          f'configuration argument {part!r}: want some of {choices}'
-      )
+      like = difflib.get_close_matches(word, choices)
+      names = ', '.join(choices[name] for name in like or choices)
+      raise UnknownWord(f'configuration argument {part!r}: want '
+                        f'{"perhaps" if like else "some of"} {names}')
     pairs.append((word, value))
   return pairs
 

@@ -4,19 +4,19 @@
   python -m sslam_jax.infer tag PATH... --run RUN
 
 Exit status: 0 all done, 1 some recordings could not be read (they are listed),
-2 cannot start, 130 stopped by Ctrl-C; what is written stays.
+2 cannot start, 130 stopped by Ctrl-C; what is written stays, and the same
+command with the same --out goes on from there.
 """
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,6 @@ from sslam_jax import timeline
 
 _BAR = ('{percentage:3.0f}%|{bar:20}| {n:.1f} of {total} files '
         '[{elapsed}<{remaining}]')
-_TAGS = 'tags.csv'
 _SHOWN = 20  # failures that are printed
 
 Watch = Callable[[float], None]
@@ -58,12 +57,10 @@ def _features(options: argparse.Namespace) -> int:
   common, found = recordings.find(options.paths)
   model = _model(options)
   writer = output.opened(
-      options.out, options.format, _about(options, model, common),
+      options.out, options.format, _about_features(options, model, common),
       overwrite=options.overwrite,
   )
-  left = [recording for recording in found if recording.name not in writer]
-  if len(left) < len(found):
-    print(f'{len(found) - len(left)} of {len(found)} files are done already')
+  left = _left([recording.name for recording in found], found, writer)
   failed: dict[str, str] = {}
   with _timed(len(left)) as watch:
     try:
@@ -84,21 +81,47 @@ def _features(options: argparse.Namespace) -> int:
 
 def _tag(options: argparse.Namespace) -> int:
   _check(options)
-  _, found = recordings.find(options.paths)
+  common, found = recordings.find(options.paths)
   model = _model(options)
   _ = model.learned.classifier  # or says why it cannot tag
+  table, left = None, found
+  if options.out is not None:
+    table = output.opened_tags(
+        options.out, _about_tags(options, model, common),
+        labels=min(options.top, len(model.classes)),
+        overwrite=options.overwrite,
+    )
+    left = _left([recording.path for recording in found], found, table)
   failed: dict[str, str] = {}
-  with _tag_writer(options) as write, _timed(len(found)) as watch:
+  with _timed(len(left)) as watch:
     try:
-      for path, score_C, error in _scores(options, model, found, watch):
+      for path, score_C, error in _scores(options, model, left, watch):
         if error is not None:
           failed[error.clip_id] = error.reason
-        else:
-          write(path, model.top(score_C, options.top))
+          continue
+        tags = model.top(score_C, options.top)
+        lines = [f'{score:8.3f}  {label}' for label, score in tags]
+        tqdm.tqdm.write('\n'.join((path, *lines)), file=sys.stdout)
+        if table is not None:
+          table.write(path, tags)
     finally:
-      if options.out is not None:
+      if table is not None:
+        table.close()
         output.write_failed(options.out, failed)
   return _status(failed, options.out)
+
+
+def _left(
+    names: Sequence[str],
+    found: Sequence[recordings.Recording],
+    done: Container[str],
+) -> list[recordings.Recording]:
+  """The recordings whose names are not done."""
+  left = [recording for name, recording in zip(names, found)
+          if name not in done]
+  if len(left) < len(found):
+    print(f'{len(found) - len(left)} of {len(found)} files are done already')
+  return left
 
 
 _Scored = Iterator[tuple[str, np.ndarray, clips.BadClip | None]]
@@ -131,34 +154,6 @@ def _scores(
              None)
     except clips.BadClip as error:
       yield recording.path, nothing, error
-
-
-@contextlib.contextmanager
-def _tag_writer(
-    options: argparse.Namespace,
-) -> Iterator[Callable[[str, list[tuple[str, float]]], None]]:
-  """Prints the tags of a recording, and adds them to a table."""
-  with contextlib.ExitStack() as stack:
-    table: Any = None
-    if options.out is not None:
-      options.out.mkdir(parents=True, exist_ok=True)
-      path = options.out / _TAGS
-      if path.exists() and not options.overwrite:
-        raise ValueError(f'{path}: exists; take another --out, or --overwrite')
-      file = stack.enter_context(path.open(
-          'w', encoding='utf-8', newline='', errors='surrogateescape',
-          buffering=1,
-      ))
-      table = csv.writer(file, lineterminator='\n')
-      table.writerow(('path', 'label', 'score'))
-
-    def write(path: str, tags: list[tuple[str, float]]) -> None:
-      lines = [f'{score:8.3f}  {label}' for label, score in tags]
-      tqdm.tqdm.write('\n'.join((path, *lines)), file=sys.stdout)
-      if table is not None:
-        table.writerows((path, label, f'{score:.4f}') for label, score in tags)
-
-    yield write
 
 
 @contextlib.contextmanager
@@ -208,21 +203,43 @@ def _model(options: argparse.Namespace) -> inference.Model:
 def _about(
     options: argparse.Namespace, model: inference.Model, common: str
 ) -> dict[str, Any]:
-  """What features depend on; where they are of the same, they may be mixed."""
-  mel = model.plan.mel
+  """What results depend on; where they are of the same, they may be mixed."""
   return {
       'run': options.run,
       'step': model.learned.step,
       'weights': options.weights,
       'parameters': _fingerprint(model.learned.params),
-      'granularity': options.granularity,
-      'window_s': model.plan.frames / 100,
       'overlap': options.overlap,
       'pad': options.pad,
-      'column_s': model.column_s,
-      'mel_patches': mel.mel_bins // model.plan.patch,
-      'width': model.learned.vit.width,
       'below': common,
+  }
+
+
+def _about_features(
+    options: argparse.Namespace, model: inference.Model, common: str
+) -> dict[str, Any]:
+  return {
+      **_about(options, model, common),
+      'granularity': options.granularity,
+      'window_s': model.plan.frames / 100,
+      'column_s': model.column_s,
+      'mel_patches': model.plan.mel.mel_bins // model.plan.patch,
+      'width': model.learned.vit.width,
+  }
+
+
+def _about_tags(
+    options: argparse.Namespace, model: inference.Model, common: str
+) -> dict[str, Any]:
+  # Paths in the table are as they were given: relative ones to this folder.
+  is_whole = all(map(os.path.isabs, options.paths))
+  return {
+      **_about(options, model, common),
+      'window_s': options.window,
+      'top': options.top,
+      'every_s': options.every,
+      'threshold': options.threshold,
+      'from': None if is_whole else os.getcwd(),
   }
 
 

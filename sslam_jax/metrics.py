@@ -7,7 +7,7 @@ classes leaves out those that have no value, and `Summary` names them.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -161,7 +161,7 @@ def summary(
   known_N = scored.label_NxC.sum(axis=1)
   _check(known_N.any(), 'labels', 'at least one clip of the classes', 'none')
   sources_N = scored.heard_N
-  counted = scored.rows(known_N > 0) if single_label else scored
+  counted = _counted(scored, single_label)
   values = _values(counted, resamples, seed)
   groups = {'1': sources_N == 1, '2': sources_N == 2, '3': sources_N == 3,
             f'{_MOST_SOURCES}+': sources_N >= _MOST_SOURCES}
@@ -180,6 +180,27 @@ def summary(
       without_positives=_named(scored, positives_C == 0),
       without_negatives=_named(scored, positives_C == len(counted.ids)),
   )
+
+
+def averaged(
+    runs: Sequence[Sequence[Scored]],
+    *,
+    single_label: bool,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+  """Mean over runs and their test parts of top-1 accuracy or, else, of mAP.
+
+  Scores of different models are never ranked together. A resample draws clips
+  within each part, the same ones in all runs: the interval is of the mean over
+  these runs, and says nothing of how runs differ.
+  """
+  rows = []
+  for run in runs:
+    for number, part in enumerate(run):
+      values = _values(_counted(part, single_label), resamples, seed + number)
+      rows.append(values.top1_R if single_label else _mean(values.ap_RxC))
+  return _estimate(np.mean(rows, axis=0))
 
 
 def ranked(
@@ -234,6 +255,13 @@ class _Values:
   auc_RxC: np.ndarray
   top1_R: np.ndarray
   top5_R: np.ndarray
+
+
+def _counted(scored: Scored, single_label: bool) -> Scored:
+  """The clips that single-label metrics are of: those with a label."""
+  if not single_label:
+    return scored
+  return scored.rows(np.any(scored.label_NxC, axis=1))
 
 
 def _values(scored: Scored, resamples: int, seed: int) -> _Values:

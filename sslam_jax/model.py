@@ -171,7 +171,8 @@ class Encoder(nn.Module):
     )(patch_RxKxP)
     x_RxKxD = x_RxKxD + position_RxKxD
     clip_D = self.param('clip', nn.initializers.normal(1.0), (config.width,))
-    clip_Rx1xD = jnp.broadcast_to(clip_D, (len(x_RxKxD), 1, config.width))
+    rows = x_RxKxD.shape[0]  # len() is no number where it is symbolic
+    clip_Rx1xD = jnp.broadcast_to(clip_D, (rows, 1, config.width))
     x_RxSxD = jnp.concatenate([clip_Rx1xD, x_RxKxD], axis=1)
     x_RxSxD = _layer_norm('pre_norm')(x_RxSxD).astype(dtype)
     block = nn.remat(Block, prevent_cse=False) if config.remat else Block

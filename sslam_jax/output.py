@@ -1,18 +1,24 @@
-"""Where features are written: a file for each recording, or tables of many.
+"""Where features and tags are written: files for recordings, or tables.
 
-Every file appears whole or not at all, so what is there need not be computed
-again. `features.json` names what the folder holds; another model or another
-window is refused. Parquet needs pyarrow, safetensors the library of that name
+Every file of features, and every recording in the table of tags, appears whole
+or not at all, so what is there need not be computed again. `features.json` and
+`tags.json` name what the folder holds; another model or another window is
+refused. Parquet needs pyarrow, safetensors the library of that name
 (requirements-export.txt).
 """
 
 import contextlib
+import csv
 import importlib
+import io
+import itertools
 import json
+import operator
 import os
 import pathlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +30,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 FAILED = 'failed.tsv'
 
 _ABOUT = 'features.json'
+_TAGS, _ABOUT_TAGS = 'tags.csv', 'tags.json'
+_TAGS_HEADER = 'path', 'label', 'score'
+_SCORE = re.compile(r'\d\.\d{4}')  # any other was cut off
 _FREE = ('run',)  # a run folder may move; `parameters` tells what it holds
 _PART_ROWS, _PART_S = 8192, 300.0  # of a table; what a kill loses at most
 _LIBRARIES = {'parquet': 'pyarrow', 'safetensors': 'safetensors'}
@@ -38,8 +47,8 @@ class Files:
     self._folder, self._suffix = folder, f'.{kind}'
     self._write = _WRITERS[kind]
 
-  def __contains__(self, name: str) -> bool:
-    return self._path(name).exists()
+  def __contains__(self, name: object) -> bool:
+    return self._path(str(name)).exists()
 
   def write(self, name: str, arrays: Arrays) -> None:
     """Writes the features of recording `name`, a relative path."""
@@ -67,8 +76,8 @@ class Tables:
     self._rows: dict[str, np.ndarray] = {}
     self._began = time.monotonic()
 
-  def __contains__(self, name: str) -> bool:
-    return _text(name) in self._done
+  def __contains__(self, name: object) -> bool:
+    return _text(str(name)) in self._done
 
   def write(self, name: str, arrays: Arrays) -> None:
     """Adds a row; some thousand rows or five minutes of them are a part."""
@@ -87,6 +96,33 @@ class Tables:
                     {'path': list(self._rows)})
       self._part += 1
     self._rows, self._began = {}, time.monotonic()
+
+
+class Tags:
+  """Rows (path, label, score) of recordings, all equally many, in one table."""
+
+  def __init__(self, path: pathlib.Path, labels: int) -> None:
+    """Continues the table if it is there, without what was cut off."""
+    self._done: set[str] = set()
+    with replaced(path) as unfinished, unfinished.open('wb') as file:
+      file.write(_csv([_TAGS_HEADER]))
+      for name, rows in _whole_tags(path, labels):
+        self._done.add(name)
+        file.write(_csv(rows))
+    self._file = path.open('ab')
+
+  def __contains__(self, path: object) -> bool:
+    return path in self._done
+
+  def write(self, path: str, tags: Iterable[tuple[str, float]]) -> None:
+    """Adds the rows of a recording, all at once: a kill leaves none or all."""
+    self._file.write(_csv((path, label, f'{score:.4f}')
+                          for label, score in tags))
+    self._file.flush()
+
+  def close(self) -> None:
+    """Ends it."""
+    self._file.close()
 
 
 def opened(
@@ -121,11 +157,29 @@ def opened(
   elif folder.exists() and any(folder.iterdir()):
     raise ValueError(f'{folder}: want a new folder or one with {_ABOUT} of an '
                      f'earlier call, got one with other files')
-  folder.mkdir(parents=True, exist_ok=True)
-  with replaced(saved) as unfinished:
-    unfinished.write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+  _write_about(saved, about)
   is_table = about['granularity'] == 'clip' and kind != 'npy'
   return Tables(folder, kind) if is_table else Files(folder, kind)
+
+
+def opened_tags(
+    folder: pathlib.Path,
+    about: Mapping[str, Any],
+    *,
+    labels: int,
+    overwrite: bool,
+) -> Tags:
+  """The same for tags, `labels` of each recording; other files may be there."""
+  table, saved = folder / _TAGS, folder / _ABOUT_TAGS
+  if overwrite:
+    table.unlink(missing_ok=True)
+  elif saved.exists():
+    _check_same(saved, about)
+  elif table.exists():
+    raise ValueError(f'{table}: want it with {_ABOUT_TAGS} of an earlier call; '
+                     f'take another --out, or --overwrite deletes it')
+  _write_about(saved, about)
+  return Tags(table, labels)
 
 
 def write_failed(folder: pathlib.Path, failed: Mapping[str, str]) -> None:
@@ -172,9 +226,15 @@ def _check_same(saved: pathlib.Path, about: Mapping[str, Any]) -> None:
              for name, value in about.items()
              if name not in _FREE and before.get(name) != value]
   if changed:
-    raise ValueError(f'{saved.parent}: holds other features; take another '
+    raise ValueError(f'{saved.parent}: holds other {saved.stem}; take another '
                      f'--out, or --overwrite deletes them. '
                      f'{"; ".join(changed)}')
+
+
+def _write_about(saved: pathlib.Path, about: Mapping[str, Any]) -> None:
+  saved.parent.mkdir(parents=True, exist_ok=True)
+  with replaced(saved) as unfinished:
+    unfinished.write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
 
 
 def _clear(folder: pathlib.Path) -> None:
@@ -183,6 +243,28 @@ def _clear(folder: pathlib.Path) -> None:
   kind = json.loads(saved.read_text(encoding='utf-8'))['format']
   for path in (*folder.rglob(f'*.{kind}'), folder / FAILED, saved):
     path.unlink(missing_ok=True)
+
+
+def _csv(rows: Iterable[Iterable[str]]) -> bytes:
+  text = io.StringIO(newline='')
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue().encode('utf-8', 'surrogateescape')
+
+
+def _whole_tags(
+    path: pathlib.Path, labels: int
+) -> Iterator[tuple[str, list[list[str]]]]:
+  """Each recording of a table that has as many rows as it should, with them."""
+  if not path.exists():
+    return
+  with path.open(encoding='utf-8', errors='surrogateescape',
+                 newline='') as file:
+    rows = (row for row in csv.reader(file)
+            if len(row) == 3 and _SCORE.fullmatch(row[2]))
+    for name, group in itertools.groupby(rows, operator.itemgetter(0)):
+      found = list(group)
+      if len(found) == labels:
+        yield name, found
 
 
 def _text(name: str) -> str:

@@ -268,6 +268,7 @@ def run(config: Config) -> state_lib.TrainState:
   config.objective.check_source(data.source)
   data = dataclasses.replace(data, views=views)
   config = dataclasses.replace(config, data=data)
+  checkpoint.check_resumable(config.workdir)
   run_folder.check(workdir, config)
   mesh = make_mesh(config)
   feed = data_lib.Feed(
@@ -543,6 +544,34 @@ def _start_from(
     path: str, state: state_lib.TrainState, objective: objectives.Objective
 ) -> state_lib.TrainState:
   """What the objective takes from another run; all else starts anew."""
+  try:
+    return _inherit(path, state, objective)
+  except ValueError as error:
+    reason = _mismatch(path, objective) or str(error)
+    raise ValueError(f'init_from: {reason}') from None
+
+
+def _mismatch(path: str, objective: objectives.Objective) -> str | None:
+  """Why a run is none to start from, where that needs no list of tensors."""
+  if not pathlib.Path(path).is_dir():
+    return (f'{path}: want a run folder, got none: it does not exist; '
+            f'--config.init_from=None, or run=none of finetune.py and '
+            f'linear.py, starts from random weights')
+  try:
+    before = run_folder.read_config(pathlib.Path(path)).objective.vit
+  except ValueError:
+    return None
+  ours, theirs = vars(objective.vit), vars(before)
+  differ = [name for name in ('width', 'depth', 'heads', 'mlp_ratio', 'patch')
+            if ours[name] != theirs[name]]
+  wanted, got = (', '.join(f'{name} {fields[name]}' for name in differ)
+                 for fields in (ours, theirs))
+  return f'{path}: want an encoder of {wanted}, got {got}' if differ else None
+
+
+def _inherit(
+    path: str, state: state_lib.TrainState, objective: objectives.Objective
+) -> state_lib.TrainState:
   if (parts := objective.inherited) is None:
     return dataclasses.replace(
         state,

@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import resource
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -32,14 +33,32 @@ def config(workdir, steps, folder=None, workers=0):
   return run
 
 
-def start(workdir, *args, devices=1, **environment):
+def start(workdir, *args, devices=1, module='tests.child', **environment):
   """Starts it; its errors can be read from `stderr`."""
   return subprocess.Popen(
-      [sys.executable, '-m', 'tests.child', str(workdir), *args], cwd=_ROOT,
+      [sys.executable, '-m', module, str(workdir), *args], cwd=_ROOT,
       env={**os.environ, 'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': str(devices),
            **environment},
       stderr=subprocess.PIPE, text=True, start_new_session=True,
   )
+
+
+def start_two(workdir, *args, **options):
+  """Starts a job of two processes."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  return [
+      start(workdir, *args, f'--coordinator=localhost:{port}', '--processes=2',
+            f'--process={index}', **options)
+      for index in range(2)
+  ]
+
+
+def ends_of(jobs, timeout=120):
+  """Exit statuses and errors of all."""
+  errors = [job.communicate(timeout=timeout)[1] for job in jobs]
+  return [job.returncode for job in jobs], errors
 
 
 def main():

@@ -52,9 +52,10 @@ def test_words_name_the_source(text, source):
 @pytest.mark.parametrize(('text', 'message'), [
     ('', 'data source: want folder=..., .*; got none'),
     ('weights=labels', 'data source: want folder=..., .*; got none'),
-    ('fold=a', "'fold=a': want some of folder=..., .*, "
-     r'soundscapes\[=...\], path=..., .*epoch=...$'),
-    ('folder=', "'folder=': want some of"),
+    ('zzz=a', r"'zzz=a': want some of soundscapes\[=...\], folder=..., .*, "
+     'path=..., .*epoch=...$'),
+    ('fold=a', "'fold=a': want perhaps folder=...$"),
+    ('folder=', "'folder=': want perhaps folder=...$"),
     ('folder=a,shares=1:x', "shares: want numbers such as 3:1, got '1:x'"),
     ('folder=a,shares=1:2', 'shares: want 1, one per part'),
     ('folder=a,epoch=3', 'epoch: want it with weights'),

@@ -119,3 +119,31 @@ def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):
   left.mkdir(parents=True)
   checkpoint.Checkpointer(tmp_path, tiny.stage1('unused').keep).close()
   assert not left.parent.exists()
+
+
+def test_weights_alone_are_for_others_to_start_from(saved, tmp_path):
+  params, teacher = {'encoder': {'a': np.ones(2)}}, {'a': np.zeros(2)}
+  workdir = str(tmp_path / 'run')
+  checkpoint.save_weights(workdir, 9, params, teacher)
+  assert checkpoint.latest_step(workdir) == 9
+  assert checkpoint.contents(workdir) == ('encoder', 'teacher')
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load_params(workdir, like=params), params)
+  jax.tree.map(np.testing.assert_array_equal,
+               checkpoint.load_teacher(workdir, like=teacher), teacher)
+  with pytest.raises(ValueError, match=f'--config.init_from={workdir} with'):
+    checkpoint.check_resumable(workdir)
+  for other in (saved[0], tmp_path / 'new'):
+    checkpoint.check_resumable(str(other))
+
+
+def test_what_is_not_there_is_told_by_its_name(tmp_path):
+  params = {'encoder': {'a': np.ones(2)}}
+  workdir = str(tmp_path / 'run')
+  checkpoint.save_weights(workdir, 9, params, None)
+  like = {**params, 'decoder': {'b': np.ones(3)}}
+  with pytest.raises(ValueError, match='step 9, params: want decoder, encoder, '
+                     'got encoder alone'):
+    checkpoint.load_params(workdir, like=like)
+  with pytest.raises(ValueError, match='want student and teacher, got encoder'):
+    checkpoint.load_teacher(workdir, like=params['encoder'])

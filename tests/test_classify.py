@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shutil
 from unittest import mock
 
 import jax
@@ -261,7 +262,8 @@ def test_a_run_of_another_width_is_refused_by_name(first, tmp_path):
   config = fine_tuning(tmp_path / 'run', first[0])
   config.objective.vit = model.Vit(width=16, depth=2, heads=2, dtype='float32')
   with pytest.raises(ValueError,
-                     match=r'encoder/clip want \(16,\), got \(32,\)'):
+                     match='stage1.*: want an encoder of width 16, got width '
+                     '32$'):
     train.run(config)
   assert not (tmp_path / 'run').exists()
 
@@ -308,6 +310,18 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(first, tuned, tmp_path):
                        (again.teacher, state.teacher),
                        (again.opt_state, state.opt_state)):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tuned, tmp_path):
+  """The last step is saved, but what is measured after it is not written."""
+  config = dataclasses.replace(tuned[0], workdir=str(tmp_path / 'run'))
+  shutil.copytree(tuned[0].workdir, config.workdir)
+  path = tmp_path / 'run' / report.METRICS
+  whole = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(whole[:-1]))
+  for _ in range(2):  # and only once
+    train.run(config)
+    assert lines(config) == lines(tuned[0])
 
 
 def test_a_frozen_encoder_stays_as_it_is(first, tmp_path):

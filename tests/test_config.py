@@ -71,10 +71,16 @@ def test_options_of_nothing_are_empty():
 
 
 @pytest.mark.parametrize(
-    'arg', ['damo', 'folder', 'folder=', 'demo=1', 'demo,size=1']
+    ('arg', 'message'), [
+        ('damo', 'perhaps demo$'),
+        ('folder', r'perhaps folder=\.\.\.$'),
+        ('folder=', r'perhaps folder=\.\.\.$'),
+        ('demo=1', 'perhaps demo$'),
+        ('demo,size=1', r'some of demo, folder=\.\.\.$'),
+    ]
 )
-def test_options_names_the_choices_of_a_wrong_word(arg):
-  with pytest.raises(ValueError, match=r'want some of demo, folder=\.\.\.'):
+def test_options_names_the_choices_of_a_wrong_word(arg, message):
+  with pytest.raises(ValueError, match=f'want {message}'):
     config_lib.options(arg, flags=('demo',), keys=('folder',))
 
 

@@ -1,6 +1,7 @@
 """Scores of a model whose logits are known."""
 
 import dataclasses
+import json
 from unittest import mock
 
 import jax
@@ -16,6 +17,7 @@ from sslam_jax import evaluate
 from sslam_jax import model
 from sslam_jax import train
 from sslam_jax import views
+from tests import child
 from tests import tiny
 
 TOLERANCE = 1e-5
@@ -67,18 +69,28 @@ def objective(**fields):
       vit=model.Vit(width=32, depth=2, heads=2), **fields)
 
 
+def known_logits(self, params, mel):
+  """Some cells of the log-mel, weighted."""
+  return params['weight'] * mel[:, 0, :3]
+
+
 @pytest.fixture(autouse=True)
-def known_logits():
-  """Logits are some cells of the log-mel, weighted."""
-  with mock.patch.object(
-      classify.Classify, 'logits',
-      lambda self, params, mel: params['weight'] * mel[:, 0, :3],
-  ):
+def logits_are_known():
+  with mock.patch.object(classify.Classify, 'logits', known_logits):
     yield
 
 
-def mesh():
-  return train.make_mesh(tiny.stage1('unused'))
+def mesh(devices=1):
+  return train.make_mesh(tiny.stage1('unused', devices=devices))
+
+
+def found(devices):
+  """What a scorer finds on some devices, fit for JSON."""
+  scorer = evaluate.Scorer(objective(), DATA, batch=4, mesh=mesh(devices))
+  scored, bad = scorer(PARAMS, Source())
+  return {'ids': list(scored.ids), 'scores': scored.score_NxC.tolist(),
+          'labels': scored.label_NxC.tolist(),
+          'sources': scored.sources_N.tolist(), 'bad': list(map(str, bad))}
 
 
 def logits(weight=2.0):
@@ -107,6 +119,19 @@ def test_scores_are_the_model_s_probabilities_in_order(kind):
   np.testing.assert_allclose(scored.score_NxC, expected, rtol=0,
                              atol=TOLERANCE)
   assert [error.clip_id for error in bad] == [f'clip {BAD}']
+
+
+def test_each_of_two_processes_finds_what_one_does(tmp_path):
+  """Though each reads and scores every other half of a batch alone."""
+  jobs = child.start_two(tmp_path, module='tests.scoring_child')
+  statuses, errors = child.ends_of(jobs, timeout=300)
+  assert statuses == [0, 0], errors
+  expected = found(devices=2)
+  for process in range(2):
+    theirs = json.loads((tmp_path / f'{process}.json').read_text())
+    scores = theirs.pop('scores')
+    np.testing.assert_allclose(scores, expected['scores'], rtol=TOLERANCE)
+    assert theirs == {k: v for k, v in expected.items() if k != 'scores'}
 
 
 def test_values_of_a_test_are_scikit_learn_s():

@@ -283,7 +283,7 @@ def test_worst_clips_are_those_of_the_largest_margin():
   assert [x.row for x in mistakes.worst(case, 2)] == [1, 2]
 
 
-def test_polyphony_has_a_table_and_a_picture(tmp_path):
+def test_polyphony_has_a_table_and_a_picture(tmp_path, monkeypatch):
   rng = np.random.default_rng(0)
   label = np.zeros((40, 6), bool)
   for row in range(40):
@@ -297,7 +297,13 @@ def test_polyphony_has_a_table_and_a_picture(tmp_path):
   one = summary.by_sources['1']
   assert (f'{one.map.value:.3f} ({one.map.low:.3f} to {one.map.high:.3f}) | '
           f'{one.chance_map:.3f}') in lines[2]
+  drawn, save = [], pictures._save
+  monkeypatch.setattr(pictures, '_save', lambda figure, path: (
+      drawn.append(figure), save(figure, path)))
   folder.write_pictures(tmp_path, summary)
+  for figure in drawn:  # a legend hides no data
+    frame = figure.legends[0].get_window_extent()
+    assert not any(frame.overlaps(axis.bbox) for axis in figure.axes)
   for name in ('classes.png', 'polyphony.png'):
     assert image.imread(tmp_path / name)[..., :3].std() > 0.05
 

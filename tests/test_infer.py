@@ -132,8 +132,39 @@ def test_tags_are_printed_and_written(data, run, tmp_path, capsys):
   rows = list(csv.reader((out / 'tags.csv').open()))
   assert rows[0] == ['path', 'label', 'score'] and len(rows) == 5
   assert [f'{data}/a/x.wav', label, f'{score:.4f}'] in rows
-  assert infer.main([*words, '--out', str(out)]) == 2
-  assert '--overwrite' in capsys.readouterr().err
+
+
+def test_tags_go_on_where_they_were_stopped(
+    data, run, tmp_path, monkeypatch, capsys
+):
+  out, write, calls = tmp_path / 'out', output.Tags.write, []
+  words = ['tag', str(data / 'a'), str(data / 'b'), '--run', run, '--top', '2']
+
+  def interrupted(self, path, tags):
+    calls.append(path)
+    if len(calls) == 2:
+      raise KeyboardInterrupt
+    write(self, path, tags)
+
+  assert infer.main([*words, '--out', str(tmp_path / 'whole')]) == 1
+  whole = sorted((tmp_path / 'whole' / 'tags.csv').read_text().splitlines())
+  monkeypatch.setattr(output.Tags, 'write', interrupted)
+  words += ['--out', str(out)]
+  assert infer.main(words) == 130
+  assert (out / 'tags.csv').read_text().count('\n') == 1 + 2
+  with (out / 'tags.csv').open('a') as file:
+    file.write(f'{data}/b/x.wav,bell')  # as of a full disk
+  capsys.readouterr()
+  assert infer.main(words) == 1
+  assert '1 of 5 files are done already' in capsys.readouterr().out
+  assert sorted((out / 'tags.csv').read_text().splitlines()) == whole
+  assert infer.main([*words, '--top', '3']) == 2
+  assert 'top was 2, now 3' in capsys.readouterr().err
+  assert infer.main([*words, '--top', '3', '--overwrite']) == 1
+  assert (out / 'tags.csv').read_text().count('\n') == 1 + 3 * 4
+  (out / 'tags.json').unlink()
+  assert infer.main(words) == 2
+  assert 'tags.csv: want it with tags.json' in capsys.readouterr().err
 
 
 def test_timelines_are_a_table_and_pictures(data, run, tmp_path, monkeypatch):
@@ -151,7 +182,7 @@ def test_timelines_are_a_table_and_pictures(data, run, tmp_path, monkeypatch):
     assert row['label'] == want.classes[score_C.argmax()]
     assert row['score'] == f'{score_C.max():.4f}'
   assert sorted(x.name for x in out.iterdir()) == [
-      'tags.csv', 'y.flac-000min.png', 'y.flac.csv']
+      'tags.csv', 'tags.json', 'y.flac-000min.png', 'y.flac.csv']
 
   above = float(np.median(want.score_KxC))
   assert infer.main([*words, '--every', '0.5', '--threshold', str(above),

@@ -38,7 +38,7 @@ def test_own_folders_take_one_argument():
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    ([f'--config={_STAGE1}:dmeo'], "'dmeo': want some of demo, small, large"),
+    ([f'--config={_STAGE1}:dmeo'], "'dmeo': want perhaps demo; the docstring"),
     ([f'--config={_STAGE2}:mb_ua,mb_pma'], 'want one arm'),
     ([f'--config={_STAGE1}:folder=a,manifest=b,shares=2'],
      'shares: want 2, one per part'),

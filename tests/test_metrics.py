@@ -288,3 +288,38 @@ def test_sources_of_other_classes_count_too():
   assert list(heard.rows(np.array([True, False, True])).heard_N) == [3, 5]
   with pytest.raises(ValueError, match='sources_N: want one per clip'):
     dataclasses.replace(plain, sources_N=np.array([1]))
+
+
+def test_parts_are_averaged_and_not_pooled():
+  """Each part is ranked without error, on a scale of its own."""
+  rng = np.random.default_rng(0)
+  label = rng.random((60, 3)) < 0.3
+  parts = [metrics.Scored(tuple(map(str, range(60))), ('a', 'b', 'c'),
+                          label * 0.1 + shift, label) for shift in (0.0, 0.5)]
+  found = metrics.averaged([parts], single_label=False, resamples=50)
+  assert found == metrics.Estimate(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize('single', [False, True])
+def test_average_over_runs_and_parts_is_of_the_same_resamples(single):
+  rng = np.random.default_rng(1)
+  label = np.eye(3, dtype=bool)[rng.integers(3, size=(2, 40))]
+  label[:, :5] = False  # does not count in single-label data
+  runs = [[metrics.Scored(tuple(map(str, range(40))), ('a', 'b', 'c'),
+                          rng.random((40, 3)) + label[part] * 0.5, label[part])
+           for part in range(2)] for _ in range(2)]
+  found = metrics.averaged(runs, single_label=single, resamples=200)
+  values = []
+  for part in (part for run in runs for part in run):
+    whole = metrics.summary(part, single_label=single, resamples=0).overall
+    values.append((whole.top1 if single else whole.map).value)
+  assert found.value == pytest.approx(np.mean(values))
+  assert found.low < found.value < found.high
+  # Twice the same run is no new evidence; two parts are more than one.
+  twice = metrics.averaged(runs[:1] * 2, single_label=single, resamples=200)
+  once = metrics.averaged(runs[:1], single_label=single, resamples=200)
+  assert twice.low == pytest.approx(once.low)
+  alone = [metrics.averaged([[part]], single_label=single, resamples=200)
+           for part in runs[0]]
+  widths = [x.high - x.low for x in (*alone, once)]
+  assert 1.2 * widths[2] < np.mean(widths[:2]) < 1.7 * widths[2]

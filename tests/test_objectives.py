@@ -49,25 +49,36 @@ def example():
 
 
 @functools.cache
-def compiled(names, values):
+def compiled(has_gradients, names, values):
   objective = objective_of(**dict(zip(names, values)))
 
   def evaluate(params, teacher, views, counts):
     return objective.loss(params, teacher, views, jax.random.key(0), counts)
 
-  return objective, jax.jit(jax.value_and_grad(evaluate, has_aux=True))
+  if has_gradients:
+    evaluate = jax.value_and_grad(evaluate, has_aux=True)
+  return objective, jax.jit(evaluate)
 
 
-def evaluate(views=None, params=None, counts=None, **changes):
-  """(loss, metrics, gradients) of an objective on the example."""
-  example_views, example_params, teacher = example()
+def evaluate(views=None, **changes):
+  """(loss, metrics) of an objective on the example."""
+  example_views, params, teacher = example()
   views = example_views if views is None else views
-  objective, function = compiled(tuple(changes), tuple(changes.values()))
-  if counts is None:
-    counts = objective.counts(views)
-  params = example_params if params is None else params
-  (loss, sums), grads = function(params, teacher, views, counts)
-  return float(loss), objective.metrics(sums, counts), grads
+  objective, function = compiled(False, tuple(changes),
+                                 tuple(changes.values()))
+  counts = objective.counts(views)
+  loss, sums = function(params, teacher, views, counts)
+  return float(loss), objective.metrics(sums, counts)
+
+
+@functools.cache
+def gradients(first=0, last=4):
+  """(loss, gradients) of a part of the example, a share of all of it."""
+  views, params, teacher = example()
+  objective, function = compiled(True, (), ())
+  (loss, _), grads = function(params, teacher, part(views, slice(first, last)),
+                              objective.counts(views))
+  return float(loss), grads
 
 
 def part(views, rows):
@@ -76,13 +87,10 @@ def part(views, rows):
 
 def test_shares_of_parts_add_up_to_the_whole():
   """Though the parts differ in how many tokens the retention counts."""
-  views, _, _ = example()
-  whole, _, grads = evaluate()
-  counts = objective_of().counts(views)
-  halves = [evaluate(part(views, rows), counts=counts)
-            for rows in (slice(0, 2), slice(2, 4))]
+  whole, grads = gradients()
+  halves = [gradients(0, 2), gradients(2, 4)]
   np.testing.assert_allclose(sum(h[0] for h in halves), whole, rtol=RELATIVE)
-  summed = jax.tree.map(lambda a, b: a + b, halves[0][2], halves[1][2])
+  summed = jax.tree.map(lambda a, b: a + b, halves[0][1], halves[1][1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=0, atol=RELATIVE * float(jnp.abs(b).max())), summed, grads)
 
@@ -96,7 +104,7 @@ def test_loss_does_not_change_when_the_batch_is_repeated():
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
-  loss, m, _ = evaluate(global_weight=7.0, retention_weight=3.0)
+  loss, m = evaluate(global_weight=7.0, retention_weight=3.0)
   expected = ((m['local_clean'] + m['local_mixed']) / 2
               + 7 * (m['global_clean'] + m['global_mixed']) / 2
               + 3 * m['retention'])
@@ -111,8 +119,8 @@ def test_loss_is_the_weighted_sum_of_its_terms():
      {'local_clean', 'global_clean', 'local_mixed', 'global_mixed'}),
 ])  # fmt: skip
 def test_arms_of_table_2_have_their_terms_with_the_same_values(arm, terms):
-  _, everything, _ = evaluate()
-  _, metrics, _ = evaluate(retention_weight=0.0, **arm)
+  _, everything = evaluate()
+  _, metrics = evaluate(retention_weight=0.0, **arm)
   found = {name for name in metrics if name.startswith(('local', 'global'))}
   assert found == terms
   assert 'retention' not in metrics
@@ -129,22 +137,29 @@ def test_stage1_is_the_clean_arm_but_for_the_global_target():
   counts = stage1.counts(views)
   _, sums = jax.jit(stage1.loss)(params, teacher, views, jax.random.key(0),
                                  counts)
-  _, metrics, _ = evaluate(clean=True, mixed=False, retention_weight=0.0)
+  _, metrics = evaluate(clean=True, mixed=False, retention_weight=0.0)
   np.testing.assert_allclose(sums['local_clean'], metrics['local_clean'],
                              rtol=RELATIVE)
   assert abs(float(sums['global_clean'] - metrics['global_clean'])) > 1e-4
 
 
-def retention_by_hand(srl_patches):
-  """Equation 4 from public pieces, in plain loops over clips and tokens."""
+@functools.cache
+def pieces():
+  """Predictions of the mixed side, and the encoder."""
   views, params, teacher = example()
   objective = objective_of()
   encoder = objective._encoder
   counts = objective.counts(views)
   _, sides = jax.jit(objective._bootstrap)(params, teacher, views,
                                            jax.random.key(0), counts)
-  prediction = np.asarray(sides['mixed'].prediction_BxMxNxD)
-  apply = jax.jit(functools.partial(encoder.apply, with_layers=True))
+  return (np.asarray(sides['mixed'].prediction_BxMxNxD),
+          jax.jit(functools.partial(encoder.apply, with_layers=True)))
+
+
+def retention_by_hand(srl_patches):
+  """Equation 4 from public pieces, in plain loops over clips and tokens."""
+  views, _, teacher = example()
+  prediction, apply = pieces()
   errors = []
   for clip in range(4):
     before = clip - 1 if clip % 2 else clip + 1  # cyclic in groups of two
@@ -173,13 +188,13 @@ def retention_by_hand(srl_patches):
 
 @pytest.mark.parametrize('srl_patches', ['mixed', 'all'])
 def test_retention_is_equation_4(srl_patches):
-  _, metrics, _ = evaluate(srl_patches=srl_patches)
+  _, metrics = evaluate(srl_patches=srl_patches)
   np.testing.assert_allclose(metrics['retention'],
                              retention_by_hand(srl_patches), rtol=RELATIVE)
 
 
 def test_every_student_parameter_has_a_gradient():
-  _, _, grads = evaluate()
+  _, grads = gradients()
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     assert float(jnp.abs(grad).max()) > 0, jax.tree_util.keystr(path)
 
@@ -195,8 +210,9 @@ def test_hidden_patches_cannot_reach_the_student():
   seen = seen.reshape(4, COLUMNS, MEL_PATCHES)
   seen = seen.repeat(16, axis=1).repeat(16, axis=2)
   changed = jnp.where(seen, views.mel_BxTxF, views.mel_BxTxF + 5.0)
+  study = jax.jit(objective._study)
   before, after = (
-      objective._study(params, mel, only_one, jax.random.key(0))
+      study(params, mel, only_one, jax.random.key(0))
       for mel in (views.mel_BxTxF, changed)
   )
   np.testing.assert_array_equal(before[0], after[0])

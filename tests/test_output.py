@@ -92,6 +92,34 @@ def test_clips_are_rows_of_tables_that_are_continued(
   np.testing.assert_array_equal(rows, [CLIP + i for i in range(5)])
 
 
+def test_tags_continue_wherever_the_table_was_cut_off(tmp_path):
+  """No row twice, none half, and what is whole is kept."""
+  told = {name: [('a "b", c', 0.25), (f'é\udcff{i}', 0.5)]
+          for i, name in enumerate(('x\udcff.wav', 'y\n,"z".wav', 'w.wav'))}
+  path = tmp_path / 'tags.csv'
+
+  def table(names):
+    writer = output.Tags(path, labels=2)
+    left = [name for name in names if name not in writer]
+    for name in left:
+      writer.write(name, told[name])
+    writer.close()
+    return left
+
+  sizes = []
+  for count in range(1, 4):
+    table(list(told)[:count])
+    sizes.append(path.stat().st_size)
+  whole = path.read_bytes()
+  assert whole.count(b'0.2500\n') == whole.count(b'0.5000\n') == 3
+  for size in range(len(whole) + 1):
+    path.write_bytes(whole[:size])
+    left = table(told)
+    assert path.read_bytes() == whole
+    # But for its line's end a recording is whole.
+    assert len(left) == sum(size < end - 1 for end in sizes)
+
+
 def test_other_features_are_refused_and_overwritten_on_request(tmp_path):
   opened(tmp_path, 'npy', step=1, run='a').write('x.wav', {'clip': CLIP})
   assert 'x.wav' in opened(tmp_path, 'npy', step=1, run='b')

@@ -278,3 +278,10 @@ def test_islands_touch_at_edges_within_a_mask():
   count, largest = masks.islands(kept)
   np.testing.assert_array_equal(count, [2, 1, 0])
   np.testing.assert_array_equal(largest, [2, 12, 0])
+
+
+def test_a_checkpoint_that_is_none_is_told_in_one_line(tmp_path):
+  status, output, error = _run(_GOLDEN, '--checkpoint', str(tmp_path))
+  assert (status, output) == (2, '')
+  assert error == (f'parity: error: {tmp_path}: want a run folder, got a '
+                   f'folder without config.json\n')

@@ -1,5 +1,6 @@
 """tools/probe.py as a user runs it."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from sslam_jax import features
 from sslam_jax import pretrained
 from tests import tiny
 from tools import probe
+from tools.probing import table
+from tools.probing import task
 
 RATE = 16_000
 
@@ -35,12 +39,16 @@ def folder(tmp_path_factory):
   return top
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-  config = tiny.stage1(tmp_path)
+@pytest.fixture(scope='module')
+def model():
+  config = tiny.stage1('unused')
   shape = config.data.mel.frames, config.data.mel.mel_bins
   params = jax.jit(lambda: config.objective.init(jax.random.key(5), shape, 0))()
-  model = pretrained.Model(path='r', step=1, config=config, params=params)
+  return pretrained.Model(path='r', step=1, config=config, params=params)
+
+
+@pytest.fixture
+def run(model, tmp_path, monkeypatch):
 
   def load(path, weights):
     assert path == str(tmp_path / 'run') and weights == 'student'
@@ -72,13 +80,15 @@ def test_folds_networks_and_seeds(folder, run, capsys):
   assert names == [(name, head) for name in (run, 'random', 'logmel')
                    for head in ('linear', 'knn')]
   for row in tree['rows']:
-    assert len(row['values']) == 4  # seeds x folds
-    assert row['mean'] == pytest.approx(np.mean(row['values']))
-    assert row['deviation'] == pytest.approx(np.std(row['values'], ddof=1))
+    means = np.mean(row['values'], axis=1)  # of the folds of each seed
+    assert np.shape(row['values']) == (2, 2)
+    assert row['mean'] == pytest.approx(np.mean(means))
+    assert row['deviation'] == pytest.approx(np.std(means, ddof=1))
   logmel = tree['rows'][-2]
   assert logmel['mean'] == 1.0 and logmel['interval'] == [1.0, 1.0]
   table = (out / 'table.md').read_text().splitlines()
   assert table == printed[:-1]
+  assert '| accuracy | sd over seeds | 95 % interval |' in table[0]
   assert table[-2] == ('| logmel | linear | mean+std | 1.000 | 0.000 | '
                        '1.000-1.000 |')
 
@@ -99,6 +109,47 @@ def test_multi_label_split_with_groups(folder, run, capsys):
   for row in tree['rows']:
     assert row['by_sources'] == {'1': pytest.approx(row['mean'])}
   assert '| 1 source |' in captured.out.splitlines()[0]
+
+
+def _part(ids, *labels):
+  return features.Features(folder=pathlib.Path(), ids=tuple(ids), labels=labels,
+                           classes=(), arrays={}, damaged={})
+
+
+def test_notes_name_what_a_mean_leaves_out_and_clips_seen_before(tmp_path):
+  (tmp_path / 'x.wav').touch()
+  (tmp_path / 'y.wav').symlink_to(tmp_path / 'x.wav')
+  parts = [_part([f'{tmp_path}/x.wav', 'b'], ('cat',), ('dog', 'owl')),
+           _part([f'{tmp_path}/y.wav', 'c'], ('cat',), ('dog', 'cat')),
+           _part(['b', 'd'], ('owl',), ('dog',))]
+
+  def notes(splits, is_single=False):
+    return list(table.notes(parts, task.Task(
+        sources=[], splits=splits, classes=('cat', 'dog', 'owl'),
+        is_single=is_single, group=None)))
+
+  assert notes([([0], 1)]) == [
+      'classes without a clip in the test part, in no mAP there: 1 (owl)',
+      f'clips both in training and test: 1 ({tmp_path}/y.wav)']
+  assert notes([([0], 1)], is_single=True) == [
+      f'clips both in training and test: 1 ({tmp_path}/y.wav)']
+  assert notes([([1, 2], 0), ([0, 2], 1), ([0, 1], 2)]) == [
+      'classes without a clip in a fold, in no mAP there: 2 (owl, and 1 more)',
+      f'clips both in training and test: 3 ({tmp_path}/x.wav, and 2 more)']
+  assert notes([([1], 2)])[1:] == []
+
+
+def test_deviation_is_over_seeds_and_of_one_seed_over_folds():
+  folds = [[0.1, 0.9], [0.3, 0.9], [0.5, 0.9]]
+  assert table.deviation(folds) == pytest.approx(0.1)
+  assert table.deviation(folds[:1]) == pytest.approx(np.std(folds[0], ddof=1))
+  assert table.deviation([[0.4]]) is None
+  row = table.Row(network='r', probe='knn', features='mean', values=folds,
+                  mean=0.6, deviation=0.1, interval=None, by_sources={},
+                  strengths=[])
+  assert 'sd over seeds' in next(table.lines([row], False))
+  one = dataclasses.replace(row, values=folds[:1])
+  assert 'sd over folds' in next(table.lines([one], False))
 
 
 @pytest.mark.parametrize('words, message', [

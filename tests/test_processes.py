@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import time
 
 import jax
@@ -23,22 +22,6 @@ from tests import tiny
 LOSS_TOLERANCE = 1e-5  # relative: sums are taken in another order
 STEPS, COMPARED = 2000, 6
 LOST_S = 60  # until the other process has to have ended
-
-
-def start_two(workdir, *args):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
-  return [
-      child.start(workdir, *args, f'--coordinator=localhost:{port}',
-                  '--processes=2', f'--process={index}')
-      for index in range(2)
-  ]
-
-
-def ends_of(jobs, timeout=120):
-  errors = [job.communicate(timeout=timeout)[1] for job in jobs]
-  return [job.returncode for job in jobs], errors
 
 
 @pytest.fixture(scope='module')
@@ -65,17 +48,17 @@ def wait_for_steps(workdir, jobs, count):
     if written() >= before + count:
       return
     time.sleep(0.05)
-  raise AssertionError(ends_of(jobs))
+  raise AssertionError(child.ends_of(jobs))
 
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory, folder):
   """Two processes, stopped by a signal to the second after a few steps."""
   workdir = tmp_path_factory.mktemp('pair')
-  jobs = start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
   wait_for_steps(workdir, jobs, COMPARED)
   jobs[1].send_signal(signal.SIGTERM)
-  return workdir, *ends_of(jobs, LOST_S)
+  return workdir, *child.ends_of(jobs, LOST_S)
 
 
 def test_signal_to_one_process_saves_both_at_the_same_step(pair):
@@ -130,7 +113,7 @@ def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder, monkeypatch):
 
 def test_lost_process_ends_the_other_with_a_message(pair, folder):
   workdir = pair[0]
-  jobs = start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
   wait_for_steps(workdir, jobs, 2)
   began = time.monotonic()
   jobs[1].kill()

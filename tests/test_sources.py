@@ -253,7 +253,8 @@ def test_manifest_errors_name_file_and_line(tmp_path, name, lines, message):
 
 def test_manifest_that_is_missing_is_named(tmp_path):
   message = _error(len, sources.Manifest(path=str(tmp_path), split='eval'))
-  assert message.startswith(f'{tmp_path}/eval.tsv: want a table')
+  assert message.startswith(f'{tmp_path}/eval.tsv: want a manifest, got no')
+  assert 'tools/prepare.py, see docs/downstream_data.md' in message
 
 
 def test_csv_reads_paths_and_labels(tmp_path):

@@ -13,6 +13,7 @@ VIT = model.Vit(width=32, depth=2, heads=2, dtype='float32')
 DECODER = model.Decoder(depth=2, groups=4)
 FRAMES, MEL_BINS = 64, 32
 IMAGE = 'modality_encoders.IMAGE.'
+POSITIONS = f'{IMAGE}fixed_positional_encoder.positions'
 
 
 def names(depth=2, layers=2):
@@ -103,8 +104,8 @@ def test_every_value_is_used_once():
 
 def test_the_table_of_positions_is_passed_over():
   tensors = official()
-  positions = f'{IMAGE}fixed_positional_encoder.positions'
-  params = torch_io.from_torch({**tensors, positions: np.zeros((1, 8, 32))})
+  table = model.positions((768, 2), 32)[None]
+  params = torch_io.from_torch({**tensors, POSITIONS: table})
   jax.tree.map(np.testing.assert_array_equal, params,
                torch_io.from_torch(tensors))
 
@@ -193,8 +194,8 @@ def test_a_classifier_is_its_encoder_and_its_head(has_norm):
 
 
 def test_the_table_of_positions_of_a_classifier_is_passed_over():
-  positions = f'model.{IMAGE}fixed_positional_encoder.positions'
-  tensors = {**fine_tuned(), positions: np.zeros((1, 8, 32))}
+  positions = f'model.{POSITIONS}'
+  tensors = {**fine_tuned(), positions: model.positions((768, 2), 32)[None]}
   assert positions not in torch_io.to_torch(torch_io.from_torch(tensors))
 
 
@@ -294,3 +295,135 @@ def test_the_class_token_loses_its_two_axes_of_1():
   tensors = official()
   clip = torch_io.from_torch(tensors)['encoder']['clip']
   np.testing.assert_array_equal(clip, tensors[f'{IMAGE}extra_tokens'][0, 0])
+
+
+@pytest.mark.parametrize('name', [
+    f'{IMAGE}extra_tokens', f'{IMAGE}local_encoder.proj.weight',
+    'blocks.0.attn.qkv.bias', 'blocks.1.mlp.fc1.weight',
+    'blocks.1.norm2.weight', f'{IMAGE}decoder.blocks.1.0.weight',
+])
+def test_a_tensor_of_another_shape_is_named(name):
+  tensors = official()
+  want = [*tensors[name].shape]
+  tensors[name] = np.zeros([*want[:-1], want[-1] + 1], np.float32)
+  with pytest.raises(ValueError) as error:
+    torch_io.from_torch(tensors)
+  got = [*tensors[name].shape]
+  assert f"misshapen ['{name}: want {want}, got {got}']" in str(error.value)
+
+
+def test_a_block_of_another_width_is_the_odd_one():
+  tensors = official(depth=3)
+  odd = {'fc1.weight': (96, 32), 'fc1.bias': (96,), 'fc2.weight': (32, 96)}
+  for name, shape in odd.items():
+    tensors[f'blocks.0.mlp.{name}'] = np.zeros(shape, np.float32)
+  with pytest.raises(ValueError) as error:
+    torch_io.from_torch(tensors)
+  assert str(error.value).count('want') == 3
+  assert 'blocks.0.mlp.fc1.bias: want [128], got [96]' in str(error.value)
+
+
+def test_names_and_shapes_are_told_together():
+  tensors = official()
+  del tensors['blocks.0.norm1.bias']
+  tensors['more'] = tensors['blocks.0.norm2.bias']
+  tensors['blocks.0.norm2.bias'] = np.zeros(3)
+  with pytest.raises(ValueError, match=(
+      r"unknown names \['more'\], missing names \['blocks.0.norm1.bias'\], "
+      r"misshapen \['blocks.0.norm2.bias: want")):
+    torch_io.from_torch(tensors)
+
+
+def test_a_number_without_layers_asks_for_no_more_than_there_are():
+  tensors = official()
+  tensors['blocks.999999999.norm1.bias'] = np.zeros(32)
+  with pytest.raises(ValueError, match='unknown names .*999999999'):
+    torch_io.from_torch(tensors)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda x: x[:, ::-1], 'want the fixed sin-cos positions'),
+    (lambda x: x + 0.01, 'values that differ from them by up to 0.01'),
+    (lambda x: x * np.nan, 'want the fixed'),
+    (lambda x: x[:, :-1], r'want \[1, 768 \* mel patches, 32\], got \[1, 1535'),
+    (lambda x: x[0], r'got \[1536, 32\]'),
+    (lambda x: x[:, :, :16], r'got \[1, 1536, 16\]'),
+])
+def test_other_positions_are_refused(change, message):
+  table = model.positions((768, 2), 32)[None]
+  for prefix, tensors in (('', official()), ('model.', fine_tuned())):
+    with pytest.raises(ValueError, match=message):
+      torch_io.from_torch({**tensors, prefix + POSITIONS: change(table)})
+
+
+def test_positions_may_have_been_rounded():
+  table = model.positions((768, 2), 32)[None].astype(np.float16)
+  torch_io.from_torch({**official(), POSITIONS: table.astype(np.float32)})
+
+
+def published(tensors):
+  """Hugging Face names, written out."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    short = name.removeprefix('model.')
+    for theirs, ours in (
+        (f'{IMAGE}context_encoder.norm.', 'pre_norm.'), (IMAGE, ''),
+    ):
+      short = short.replace(theirs, ours)
+    renamed[f'model.{short}'] = tensor
+  return renamed
+
+
+@pytest.mark.parametrize('is_classifier', [False, True])
+def test_hugging_face_has_other_names_for_the_same(is_classifier):
+  tensors = fine_tuned() if is_classifier else official(layers=0)
+  prefix = 'model.' * is_classifier
+  tensors[prefix + POSITIONS] = model.positions((768, 2), 32)[None]
+  theirs = torch_io.to_huggingface(tensors)
+  assert theirs.keys() == published(tensors).keys()
+  assert {'model.extra_tokens', 'model.local_encoder.proj.weight',
+          'model.pre_norm.bias', 'model.blocks.1.attn.qkv.weight',
+          'model.fixed_positional_encoder.positions'} <= theirs.keys()
+  again = torch_io.from_huggingface(theirs)
+  assert again.keys() == tensors.keys()
+  assert all(again[name] is tensors[name] for name in tensors)
+  assert torch_io.is_huggingface(theirs)
+  assert not torch_io.is_huggingface(tensors)
+
+
+def test_a_decoder_has_no_hugging_face_name():
+  with pytest.raises(ValueError, match='decoder.*want a tensor of encoder'):
+    torch_io.to_huggingface(official())
+
+
+@pytest.mark.parametrize('name', ['model.decoder.x', 'blocks.0.norm1.bias'])
+def test_unknown_hugging_face_names_are_listed(name):
+  tensors = torch_io.to_huggingface(official(layers=0))
+  with pytest.raises(ValueError, match=rf"unknown names \['{name}'\]"):
+    torch_io.from_huggingface({**tensors, name: np.zeros(32)})
+
+
+def test_sizes_are_read_off_the_tensors():
+  params = torch_io.from_torch(official(depth=3, layers=2))
+  vit = model.Vit(width=32, depth=3, heads=4, mlp_ratio=4, patch=16)
+  assert torch_io.vit_of(params, heads=4) == vit
+  assert torch_io.decoder_of(params) == model.Decoder(depth=2, groups=4)
+  with pytest.raises(ValueError, match='heads: want their number'):
+    torch_io.vit_of(params)
+  with pytest.raises(ValueError, match='heads: want a divisor of width 32'):
+    torch_io.vit_of(params, heads=5)
+
+
+@pytest.mark.parametrize('vit', [model.tiny(), model.base(), model.large()])
+def test_published_sizes_have_a_head_for_64_channels(vit):
+  blocks = {'mlp1': {'kernel': np.empty((vit.depth, vit.width, 4 * vit.width))}}
+  encoder = {'blocks': blocks, 'patch': {'kernel': np.empty((256, vit.width))}}
+  assert torch_io.vit_of({'encoder': encoder}) == vit
+
+
+def test_positions_tell_the_mel_bins():
+  tensors = official()
+  assert torch_io.mel_bins_of(tensors) is None
+  for columns in (2, 8):
+    table = model.positions((768, columns), 32)[None]
+    assert torch_io.mel_bins_of({**tensors, POSITIONS: table}) == 16 * columns

@@ -1,10 +1,13 @@
 """Compares this implementation with golden numbers of the official code.
 
   python tools/parity.py --golden DIR [--only NAME ...] [--verbose]
+      [--checkpoint RUN ...]
 
 DIR holds `cases.json` and any of the files that `_CHECKS` names, computed with
 the PyTorch code of EAT and SSLAM. Weights and spectrograms are drawn again from
 the seeds in `cases.json`; masks and mixed columns are read from the files.
+With run folders (of tools/import_torch.py) weights come from there alone: of
+every case whose tensors are of their names and shapes; the others are left out.
 Exit status: 0 all within tolerance, 1 not all, 2 unusable folder.
 """
 
@@ -26,6 +29,7 @@ from tools.golden import front_end
 from tools.golden import losses
 from tools.golden import masks
 from tools.golden import training
+from tools.golden import weights
 
 _CHECKS: dict[str, Callable[[folder.Golden], None]] = {
     'fbank': front_end.check_fbank,
@@ -48,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     jax.config.update('jax_platforms', 'cpu')
   try:
     with jax.default_matmul_precision('highest'):
-      report = compare(pathlib.Path(args.golden), args.only)
+      report = compare(pathlib.Path(args.golden), args.only, args.checkpoint)
   except folder.BadFolderError as error:
     print(f'parity: error: {error}', file=sys.stderr)
     return 2
@@ -60,25 +64,36 @@ def main(argv: list[str] | None = None) -> int:
   return 1 if failed else 0
 
 
-def compare(path: pathlib.Path, only: list[str] | None) -> folder.Report:
+def compare(
+    path: pathlib.Path,
+    only: list[str] | None,
+    runs: Iterable[pathlib.Path] = (),
+) -> folder.Report:
   """Compares with the files of a folder that `only` names (None: all).
+
+  Weights are drawn, or those of run folders.
 
   Raises:
     BadFolderError: The folder or one of its files is unusable, or nothing in
       it could be compared.
   """
-  golden = folder.Golden(path)
+  golden = folder.Golden(path, tuple(map(weights.load, runs)))
   names = only or [name for name in _CHECKS if golden.has(name)]
   if missing := [name for name in names if not golden.has(name)]:
     raise folder.BadFolderError(f'{path / missing[0]}.npz: no such file')
+  skipped = set()
   for name in names:
     print(f'parity: {name}', file=sys.stderr, flush=True)
-    _CHECKS[name](golden)
+    try:
+      _CHECKS[name](golden)
+    except weights.NoWeightsError as error:
+      golden.section(name).skip('*', str(error))
+      skipped.add(name)
   report = golden.report
   if not report.rows:
     why = '; '.join(report.notes) or f'has none of {", ".join(_CHECKS)} (.npz)'
     raise folder.BadFolderError(f'{path}: nothing to compare; {why}')
-  for name in names:
+  for name in (name for name in names if name not in skipped):
     if unused := _collapse(golden.section(name).file.unused):
       report.notes.append(f'{name} {", ".join(unused)}')
   if only is None:
@@ -103,6 +118,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                       help='folder with cases.json and npz files')
   parser.add_argument('--only', nargs='+', choices=_CHECKS, metavar='NAME',
                       help=f'compare only these of {", ".join(_CHECKS)}')
+  parser.add_argument('--checkpoint', nargs='+', action='extend', default=[],
+                      type=pathlib.Path, metavar='RUN',
+                      help='take weights from these run folders')
   parser.add_argument('--verbose', action='store_true',
                       help='one line for every tensor')
   parser.add_argument('--device', choices=('cpu', 'default'), default='cpu',

@@ -5,21 +5,22 @@
 
 Of several RUNs each is a row of the table; `random` is the network of the
 first one with fresh weights, `logmel` the mean and deviation of its log-mels.
+A score is the mean over folds, then over seeds; its deviation is over seeds, or
+of a single seed over folds. The interval is a bootstrap of that mean over the
+clips of each fold.
 Writes probe.json, table.md and, where clips cannot be read, damaged.tsv.
 Exit status: 0, 1 some clips are damaged and were left out, 2 for wrong usage,
 130 if stopped.
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -29,61 +30,16 @@ import tqdm
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sslam_jax import catalogue
-from sslam_jax import clips
 from sslam_jax import features
 from sslam_jax import metrics
 from sslam_jax import pretrained
 from sslam_jax import probes
+from tools.probing import table
+from tools.probing import task as task_lib
 
 _RANDOM, _LOGMEL = 'random', 'logmel'
 _LOGMEL_FEATURES = 'mean+std'
 _PROBES = ('linear', 'knn', 'attentive')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-  """One line of the table.
-
-  Attributes:
-    network: Run folder, `random` or `logmel`.
-    probe: Which head.
-    features: Which it was given.
-    values: mAP or accuracy of each seed and fold.
-    mean: Of them.
-    deviation: Of them; None of a single one.
-    interval: 95 % bootstrap over the clips of all folds, mean over seeds.
-    by_sources: mAP of multi-label clips by number of labels, mean over seeds.
-    strengths: Of L2, of each seed and fold; none but for `linear`.
-  """
-
-  network: str
-  probe: str
-  features: str
-  values: list[float]
-  mean: float
-  deviation: float | None
-  interval: tuple[float, float] | None
-  by_sources: dict[str, float]
-  strengths: list[float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-  """What is learned.
-
-  Attributes:
-    sources: Labelled clips.
-    splits: (training sources, test source) of each fold, as numbers.
-    classes: Those that are learned.
-    is_single: Whether every clip has exactly one of them.
-    group: Of each clip, by its real path; None: every clip is one.
-  """
-
-  sources: list[clips.Source]
-  splits: list[tuple[list[int], int]]
-  classes: tuple[str, ...]
-  is_single: bool
-  group: dict[str, str] | None
 
 
 def main(args: list[str]) -> int:
@@ -108,11 +64,11 @@ def _probed(options: argparse.Namespace) -> int:
   models = {name: pretrained.load(name, weights=options.weights)
             for name in named}
   first = models[named[0]]
-  task = _task(options)
+  task = task_lib.read(options)
   out = options.out or pathlib.Path(named[0]) / 'probe'
   out.mkdir(parents=True, exist_ok=True)
   cache = options.cache or pathlib.Path(named[0]) / 'features'
-  rows: list[Row] = []
+  rows: list[table.Row] = []
   damaged: dict[str, str] = {}
   for name in options.runs:
     found = _networks(name, models.get(name, first), options.seeds)
@@ -124,10 +80,12 @@ def _probed(options: argparse.Namespace) -> int:
     for probe in options.probes:
       for spec in _specs_of(probe, name, specs):
         rows += [_row(name, probe, spec, by_seed, task, options.resamples)]
-        print(_line(rows[-1]), file=sys.stderr)
-  table = ''.join(f'{line}\n' for line in _table(rows, task.is_single))
-  _write(out, rows, table, task, options)
-  print(table, end='')
+        print(table.line(rows[-1]), file=sys.stderr)
+  notes = list(table.notes(parts[0], task))
+  text = ''.join(f'{line}\n' for line in table.lines(rows, task.is_single))
+  text += ''.join(f'\nnote: {note}\n' for note in notes)
+  _write(out, rows, text, task, options)
+  print(text, end='')
   return _report_damaged(out, damaged)
 
 
@@ -150,54 +108,6 @@ def _checked(options: argparse.Namespace) -> list[str]:
     raise ValueError(f'--seconds: want a length above 0, '
                      f'got {options.seconds}')
   return list(dict.fromkeys(options.features))
-
-
-def _task(options: argparse.Namespace) -> Task:
-  given = [x is not None for x in (options.train, options.test, options.folds)]
-  is_split = given == [True, True, False]
-  if not is_split and given != [False, False, True]:
-    raise ValueError('data: want --train and --test, or --folds')
-  if is_split:
-    words, splits = [options.train, options.test], [([0], 1)]
-  else:
-    words = options.folds
-    count = len(words)
-    splits = [([i for i in range(count) if i != k], k) for k in range(count)]
-  if len(words) < 2:
-    raise ValueError(f'--folds: want at least 2, got {len(words)}')
-  sources = [catalogue.source(word) for word in words]
-  trained = sorted({number for part, _ in splits for number in part})
-  names = [name for number in trained for name in sources[number].classes]
-  if not names:
-    raise ValueError('data: want labelled training clips, got no label')
-  tested = {name for _, number in splits for name in sources[number].classes}
-  if not tested & set(names):
-    raise ValueError(f'data: want test clips with labels of training '
-                     f'({", ".join(sorted(set(names))[:5])}, ...), got '
-                     f'{", ".join(sorted(tested)[:5]) or "none"}')
-  is_single = not options.multi_label and all(
-      len(source.labels(index)) == 1
-      for source in sources for index in range(len(source))
-  )
-  return Task(sources=sources, splits=splits, is_single=is_single,
-              classes=tuple(dict.fromkeys(names)),
-              group=None if options.groups is None else _group(options.groups))
-
-
-def _group(text: str) -> dict[str, str]:
-  """The column of a CSV file by the real paths that its column `path` holds."""
-  name, _, column = text.rpartition(':')
-  if not name:
-    raise ValueError(f'--groups: want FILE.csv:COLUMN, got {text!r}')
-  with open(name, newline='', encoding='utf-8') as file:
-    table = csv.DictReader(file)
-    for wanted in ('path', column):
-      if wanted not in (table.fieldnames or ()):
-        raise ValueError(f'{name}: want a column {wanted!r}, '
-                         f'got {table.fieldnames}')
-    folder = os.path.dirname(name)
-    return {os.path.realpath(os.path.join(folder, row['path'])): row[column]
-            for row in table}
 
 
 def _networks(
@@ -224,7 +134,7 @@ def _networks(
 def _features(
     network: features.Network,
     name: str,
-    task: Task,
+    task: task_lib.Task,
     specs: list[str],
     options: argparse.Namespace,
     cache: pathlib.Path,
@@ -265,35 +175,33 @@ def _row(
     probe: str,
     spec: str,
     by_seed: list[list[features.Features]],
-    task: Task,
+    task: task_lib.Task,
     resamples: int,
-) -> Row:
-  values, strengths, summaries = [], [], []
+) -> table.Row:
+  runs: list[list[metrics.Scored]] = []
+  strengths: list[float] = []
   for seed, parts in enumerate(by_seed):
-    scored = []
+    runs.append([])
     for training, test in task.splits:
       train = [parts[number] for number in training]
       score_MxC, strength = _scores(probe, spec, train, parts[test], task, seed)
       strengths += [] if strength is None else [strength]
-      scored.append(metrics.Scored(
+      runs[-1].append(metrics.Scored(
           parts[test].ids, task.classes, score_MxC,
           _labels(parts[test], task.classes),
       ))
-      one = metrics.summary(
-          scored[-1], single_label=task.is_single, resamples=0)
-      values.append(_value(one.overall, task.is_single).value or 0.0)
-    summaries.append(metrics.summary(
-        _pooled(scored), single_label=task.is_single, resamples=resamples))
-  found = [_value(x.overall, task.is_single) for x in summaries]
-  interval = None
-  if resamples:
-    interval = (statistics.fmean(x.low or 0.0 for x in found),
-                statistics.fmean(x.high or 0.0 for x in found))
-  return Row(
+  kind = {'single_label': task.is_single}
+  summaries = [[metrics.summary(part, **kind, resamples=0) for part in run]
+               for run in runs]
+  values = [[_value(x.overall, task.is_single) for x in run]
+            for run in summaries]
+  mean = metrics.averaged(runs, **kind, resamples=resamples)
+  assert mean.value is not None  # or there would be no summaries
+  return table.Row(
       network=name, probe=probe, features=spec, values=values,
-      mean=statistics.fmean(values),
-      deviation=statistics.stdev(values) if len(values) > 1 else None,
-      interval=interval,
+      mean=mean.value, deviation=table.deviation(values),
+      interval=None if mean.low is None or mean.high is None else (
+          mean.low, mean.high),
       by_sources={} if task.is_single else _by_sources(summaries),
       strengths=strengths,
   )
@@ -304,7 +212,7 @@ def _scores(
     spec: str,
     train: list[features.Features],
     test: features.Features,
-    task: Task,
+    task: task_lib.Task,
     seed: int,
 ) -> tuple[np.ndarray, float | None]:
   label_NxC = np.concatenate([_labels(x, task.classes) for x in train])
@@ -319,7 +227,7 @@ def _scores(
   x_NxD = np.concatenate([_vectors(x, spec) for x in train])
   x_MxD = _vectors(test, spec)
   ids = [clip for part in train for clip in part.ids]
-  labelled = probes.Labelled(x_NxD, label_NxC, _groups(ids, task.group))
+  labelled = probes.Labelled(x_NxD, label_NxC, task_lib.groups(ids, task.group))
   if probe == 'knn':
     return probes.knn(labelled, x_MxD), None
   return probes.linear(labelled, x_MxD, is_single=task.is_single, seed=seed)
@@ -342,62 +250,24 @@ def _labels(part: features.Features, classes: tuple[str, ...]) -> np.ndarray:
   return label_NxC
 
 
-def _groups(
-    ids: list[str], group: dict[str, str] | None
-) -> np.ndarray | None:
-  if group is None:
-    return None
-  paths = list(map(os.path.realpath, ids))
-  missing = [path for path in paths if path not in group]
-  if missing:
-    raise ValueError(f'--groups: want every training clip, got no row for '
-                     f'{len(missing)} of {len(ids)}, the first {missing[0]}')
-  return np.array([group[path] for path in paths])
+def _value(figures: metrics.Figures, is_single: bool) -> float:
+  return (figures.top1 if is_single else figures.map).value or 0.0
 
 
-def _pooled(scored: list[metrics.Scored]) -> metrics.Scored:
-  return metrics.Scored(
-      tuple(name for part in scored for name in part.ids), scored[0].classes,
-      np.concatenate([part.score_NxC for part in scored]),
-      np.concatenate([part.label_NxC for part in scored]),
-  )
-
-
-def _value(figures: metrics.Figures, is_single: bool) -> metrics.Estimate:
-  return figures.top1 if is_single else figures.map
-
-
-def _by_sources(summaries: list[metrics.Summary]) -> dict[str, float]:
-  return {
-      name: statistics.fmean(x.by_sources[name].map.value or 0.0
-                             for x in summaries)
-      for name in summaries[0].by_sources
-  }
-
-
-def _table(rows: list[Row], is_single: bool) -> Iterator[str]:
-  metric = 'accuracy' if is_single else 'mAP'
-  groups = list(rows[0].by_sources)
-  titles = ['network', 'probe', 'features', metric, 'sd', '95 % interval']
-  titles += [f'{name} source{"" if name == "1" else "s"}' for name in groups]
-  yield f'| {" | ".join(titles)} |'
-  yield '|' + '---|' * len(titles)
-  yield from map(_line, rows)
-
-
-def _line(row: Row) -> str:
-  sd = '' if row.deviation is None else f'{row.deviation:.3f}'
-  ends = '' if row.interval is None else '{:.3f}-{:.3f}'.format(*row.interval)
-  cells = [row.network, row.probe, row.features, f'{row.mean:.3f}', sd, ends]
-  cells += [f'{value:.3f}' for value in row.by_sources.values()]
-  return f'| {" | ".join(cells)} |'
+def _by_sources(summaries: list[list[metrics.Summary]]) -> dict[str, float]:
+  """Of the folds that have such clips, as many in each seed."""
+  found: dict[str, list[float]] = {}
+  for part in (part for run in summaries for part in run):
+    for name, figures in part.by_sources.items():
+      found.setdefault(name, []).append(figures.map.value or 0.0)
+  return {name: statistics.fmean(found[name]) for name in sorted(found)}
 
 
 def _write(
     out: pathlib.Path,
-    rows: list[Row],
-    table: str,
-    task: Task,
+    rows: list[table.Row],
+    text: str,
+    task: task_lib.Task,
     options: argparse.Namespace,
 ) -> None:
   tree = {
@@ -410,7 +280,7 @@ def _write(
   }
   (out / 'probe.json').write_text(json.dumps(tree, indent=1) + '\n',
                                   encoding='utf-8')
-  (out / 'table.md').write_text(table, encoding='utf-8')
+  (out / 'table.md').write_text(text, encoding='utf-8')
 
 
 def _report_damaged(out: pathlib.Path, damaged: dict[str, str]) -> int:

@@ -28,7 +28,7 @@ def draw_classes(path: pathlib.Path, summary: metrics.Summary) -> None:
   # A free row where classes are left out.
   place_K = -np.arange(len(shown)) - (np.arange(len(shown)) >= _HALF) * (
       hidden > 0)
-  figure = _figure(7.0, 1.1 + 0.19 * (1 - place_K[-1]))
+  figure = _figure(7.0, 1.4 + 0.19 * (1 - place_K[-1]))
   axis = figure.subplots()
   axis.barh(place_K, [x.ap.value or 0.0 for x in shown], color=_BAR,
             alpha=0.75, label='average precision')
@@ -45,14 +45,14 @@ def draw_classes(path: pathlib.Path, summary: metrics.Summary) -> None:
   axis.set_xlabel('average precision (clips of the class in brackets)')
   axis.set_title(f'mAP {summary.overall.map.value:.3f} over '
                  f'{summary.overall.classes} classes', fontsize=10)
-  _finish(figure, axis, path, legend='lower right')
+  _finish(figure, axis, path)
 
 
 def draw_by_sources(path: pathlib.Path, summary: metrics.Summary) -> None:
   """mAP and AUC against the number of simultaneous sources, with chance."""
   groups = summary.by_sources
   place_K = np.arange(len(groups))
-  figure = _figure(8.5, 3.6)
+  figure = _figure(8.5, 3.9)
   left, right = figure.subplots(1, 2)
   for axis, title, estimates, chances in (
       (left, 'mAP', [x.map for x in groups.values()],
@@ -60,14 +60,14 @@ def draw_by_sources(path: pathlib.Path, summary: metrics.Summary) -> None:
       (right, 'ROC AUC', [x.auc for x in groups.values()], [0.5] * len(groups)),
   ):
     values = [np.nan if x.value is None else x.value for x in estimates]
-    axis.plot(place_K, values, 'o-', color=_BAR, label=title)
+    axis.plot(place_K, values, 'o-', color=_BAR, label='score')
     _intervals(axis.vlines, place_K, estimates)
     axis.plot(place_K, chances, '--', color=_CHANCE, label='chance')
     axis.set_xticks(place_K, [f'{name}\n{x.clips} clips'
                               for name, x in groups.items()], fontsize=8)
-    axis.set(title=title, ylim=(0, 1), xlim=(-0.4, len(groups) - 0.6))
+    axis.set(title=title, ylim=(0, 1.02), xlim=(-0.4, len(groups) - 0.6))
     axis.set_xlabel('simultaneous sources')
-  _finish(figure, left, path, legend='upper right')
+  _finish(figure, left, path)
 
 
 def draw_spectrogram(
@@ -116,13 +116,13 @@ def _shortened(text: str, letters: int) -> str:
   return text.replace('$', '\\$').encode('utf-8', 'replace').decode('utf-8')
 
 
-def _finish(
-    figure: Any, axis: Any, path: pathlib.Path, *, legend: str
-) -> None:
+def _finish(figure: Any, axis: Any, path: pathlib.Path) -> None:
+  """Saves it with the legend of one axis below all, where no data is."""
   for each in figure.axes:
     each.grid(alpha=0.3)
     each.set_axisbelow(True)
-  axis.legend(fontsize=7, loc=legend)
+  figure.legend(*axis.get_legend_handles_labels(), fontsize=7, ncols=3,
+                loc='outside lower center')
   _save(figure, path)
 
 

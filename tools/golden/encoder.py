@@ -1,7 +1,7 @@
 """The encoder's features, and every block of it."""
 
+import dataclasses
 import functools
-import math
 from typing import Any
 
 from flax import linen as nn
@@ -11,24 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslam_jax import model
+from sslam_jax import torch_io
 from tools.golden import folder
 from tools.golden import measures
 from tools.golden import weights
 
-_HEAD_WIDTH = 64  # channels of an attention head, in every published size
-
 
 def vit_of(encoder: Any) -> model.Vit:
-  """The configuration that these parameters belong to."""
-  depth, width, hidden = encoder['blocks']['mlp1']['kernel'].shape
-  return model.Vit(
-      width=width,
-      depth=depth,
-      heads=max(1, width // _HEAD_WIDTH),
-      mlp_ratio=hidden // width,
-      patch=math.isqrt(len(encoder['patch']['kernel'])),
-      dtype='float32',
-  )
+  """The configuration that these parameters belong to, in float32."""
+  vit = torch_io.vit_of({'encoder': encoder})
+  return dataclasses.replace(vit, dtype='float32')
 
 
 def with_clip(encoded: model.Encoded) -> Array:

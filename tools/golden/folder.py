@@ -135,10 +135,11 @@ class Section:
 class Golden:
   """A folder of golden numbers, and the report on it."""
 
-  def __init__(self, path: pathlib.Path) -> None:
+  def __init__(self, path: pathlib.Path, runs: tuple[Any, ...] = ()) -> None:
+    """`runs` (of `weights.load`) have the weights; none: they are drawn."""
     if not path.is_dir():
       raise BadFolderError(f'{path}: no such folder')
-    self.path = path
+    self.path, self.runs = path, runs
     self.report = Report()
     self._cases = self.json('cases.json')
     self._files: dict[str, File] = {}

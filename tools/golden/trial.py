@@ -13,7 +13,6 @@ import numpy as np
 
 from sslam_jax import masking
 from sslam_jax import mixing
-from sslam_jax import model
 from sslam_jax import objectives
 from sslam_jax import state
 from sslam_jax import torch_io
@@ -159,12 +158,10 @@ def _objective(
     params: state.Params, stage: int, rows: int
 ) -> objectives.MaskedLatent:
   """Reference behaviour: class token loss summed, all hidden tokens count."""
-  layers, kernel, _, inputs, width = (
-      params['decoder']['layers']['kernel'].shape)
   common: dict[str, Any] = {
       'vit': encoder.vit_of(params['encoder']),
-      'decoder': model.Decoder(
-          depth=layers, groups=width // inputs, kernel=kernel, noise_std=0.0),
+      'decoder': dataclasses.replace(
+          torch_io.decoder_of(params), noise_std=0.0),
       'global_weight': float(rows),
   }
   if stage == 1:

@@ -1,14 +1,21 @@
-"""Weights and spectrograms, drawn again from the seeds in `cases.json`."""
+"""Weights and spectrograms, drawn again from the seeds in `cases.json`.
 
-from collections.abc import Iterable
+Or weights from run folders, of the cases that have tensors of their shapes.
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
 import functools
 import math
+import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sslam_jax import checkpoint
+from sslam_jax import run_folder
 from sslam_jax import state
 from sslam_jax import torch_io
 from tools.golden import folder
@@ -16,11 +23,44 @@ from tools.golden import measures
 
 _CHECKSUM = measures.Tolerance(1e-12, 'rel')  # float64
 _CHECKSUMS = 'weights_checksums.json'
+_POSITIONS = 'fixed_positional_encoder.positions'
+
+
+class NoWeightsError(Exception):
+  """None of the run folders has the weights of a case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The weights in a run folder.
+
+  Attributes:
+    path: The folder.
+    tensors: By official name: the student's, the teacher's.
+  """
+
+  path: pathlib.Path
+  tensors: tuple[folder.Tensors, ...] = dataclasses.field(repr=False)
+
+
+def load(path: pathlib.Path) -> Run:
+  """Raises BadFolderError where it is no run folder."""
+  try:
+    found = tuple(map(torch_io.to_torch, _trees(path)))
+  except (ValueError, OSError) as error:
+    raise folder.BadFolderError(str(error)) from error
+  return Run(path, found)
 
 
 def params(golden: folder.Golden, case: str, role: str) -> state.Params:
-  """Parameters of the [seed, list of names] of an entry of cases.json."""
+  """Parameters of the [seed, list of names] of an entry of cases.json.
+
+  Raises:
+    NoWeightsError: They should come from run folders, and none has them.
+  """
   seed, names = golden.case(case, role)
+  if golden.runs:
+    return _found(golden, seed, names)
   return _drawn(golden, seed, names)
 
 
@@ -44,6 +84,32 @@ def normal(seed: int, shape: Iterable[int]) -> np.ndarray:
   return rng.standard_normal(tuple(shape))
 
 
+def _trees(path: pathlib.Path) -> Iterator[state.Params]:
+  """Parameters of the student, and of the teacher if there is one."""
+  config = run_folder.read_config(path)
+  mel, names = config.data.mel, config.data.views.names
+  like = jax.eval_shape(lambda: config.objective.init(
+      jax.random.key(0), (mel.frames, mel.mel_bins), len(names)))
+  parts = checkpoint.contents(str(path))
+  student = {name: like[name] for name in parts if name in like}
+  yield jax.device_get(checkpoint.load_params(str(path), like=student))
+  if 'teacher' in parts and 'head' not in like:
+    teacher = checkpoint.load_teacher(str(path), like=like['encoder'])
+    yield {'encoder': jax.device_get(teacher)}
+
+
+def _found(golden: folder.Golden, seed: int, names: str) -> state.Params:
+  """Weights of a run folder that are of a list's names and shapes."""
+  wanted = {name: tuple(shape) for name, shape in golden.json(names)
+            if not name.endswith(_POSITIONS)}
+  for run in golden.runs:
+    for tensors in run.tensors:
+      if {name: x.shape for name, x in tensors.items()} == wanted:
+        _check_weights(golden, f'{seed}:{names}', tensors)
+        return jax.tree.map(jnp.asarray, torch_io.from_torch(tensors))
+  raise NoWeightsError(f'no --checkpoint has the tensors of {names}')
+
+
 @functools.lru_cache(maxsize=2)  # student and teacher of a case
 def _drawn(golden: folder.Golden, seed: int, names: str) -> state.Params:
   """Weights by the documented rules: one stream over the sorted names."""
@@ -51,7 +117,7 @@ def _drawn(golden: folder.Golden, seed: int, names: str) -> state.Params:
   tensors = {}
   for name, shape in sorted(golden.json(names)):
     # The table of positions is a constant: nothing is drawn for it.
-    if not name.endswith('fixed_positional_encoder.positions'):
+    if not name.endswith(_POSITIONS):
       tensors[name] = _scaled(name, rng.standard_normal(shape))
   _check_weights(golden, f'{seed}:{names}', tensors)
   return jax.tree.map(jnp.asarray, torch_io.from_torch(tensors))
