@@ -51,7 +51,8 @@ def preprocessor(run: pretrained.Model) -> dict[str, Any]:
               'feature_extraction_sslam.SslamFeatureExtractor',
       },
       'sampling_rate': mel.rate_hz,
-      'max_frames': mel.frames,
+      # Whole patches: there frames left over are padded to one, here dropped.
+      'max_frames': mel.frames // run.vit.patch * run.vit.patch,
       'feature_size': 1,
       'padding_value': 0.0,
       'return_attention_mask': True,
