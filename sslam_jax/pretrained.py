@@ -74,7 +74,7 @@ def load(path: str, *, weights: Weights = 'student') -> Model:
                      f'got {weights!r}')
   config = run_folder.read_config(pathlib.Path(path))
   step = checkpoint.latest_step(path)
-  like = jax.eval_shape(lambda: _init(config))
+  like = jax.eval_shape(lambda: initial(config))
   objective = config.objective
   parts: tuple[str, ...] = ('encoder',)
   if isinstance(objective, classify.Classify):
@@ -94,7 +94,8 @@ def load(path: str, *, weights: Weights = 'student') -> Model:
   return Model(path=path, step=step, config=config, params=params)
 
 
-def _init(config: train.Config) -> Any:
+def initial(config: train.Config) -> Any:
+  """Random parameters of a run, for their shapes."""
   mel = config.data.mel
   return config.objective.init(
       jax.random.key(0), (mel.frames, mel.mel_bins),

@@ -150,9 +150,9 @@ class Manifest(_Files):
       tsv = os.path.join(tsv, f'{self.split}.tsv')
     if not os.path.exists(tsv):
       raise ValueError(
-        f'{tsv}: want a manifest, got nothing: it does not exist; those of '
-        f'published data sets are made by tools/prepare.py, see '
-        f'docs/downstream_data.md'
+          f'{tsv}: want a manifest, got nothing: it does not exist; those of '
+          f'published data sets are made by tools/prepare.py, see '
+          f'docs/downstream_data.md'
       )
     root, names, kept = _manifest_rows(tsv, self.min_samples)
     classes = _descriptors(os.path.join(os.path.dirname(tsv), _DESCRIPTORS))

@@ -116,6 +116,29 @@ def read(path: pathlib.Path) -> Checkpoint:
   return _plain_model(path, tensors, settings)
 
 
+def library(name: str) -> Any:
+  """The module `name`, of one that only weights in and out need.
+
+  Raises:
+    ValueError: Its library is missing; how to install it is said.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError:
+    raise ValueError(
+        f'{name.partition(".")[0]}: want it installed: pip install -r '
+        f'requirements-torch.txt; got no such library') from None
+
+
+@contextlib.contextmanager
+def about(what: object) -> Iterator[None]:
+  """Errors begin with what they are about."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{what}: {error}') from None
+
+
 def _read_folder(path: pathlib.Path) -> Checkpoint:
   found = [path / name for name in _WEIGHTS if (path / name).is_file()]
   if not found:
@@ -138,7 +161,7 @@ def _plain_model(
 ) -> Checkpoint:
   """Of tensors by either kind of names."""
   layout: Layout = 'state_dict'
-  with _about(path):
+  with about(path):
     torch_io.check_known(tensors)
     if torch_io.is_huggingface(tensors):
       layout, tensors = 'huggingface', torch_io.from_huggingface(tensors)
@@ -154,7 +177,7 @@ def _training(path: pathlib.Path, tree: dict[str, Any]) -> Checkpoint:
     raise ValueError(f'{path}: {_TEACHER}: want a dict of tensors, '
                      f'got {type(ema).__name__}')
   arrays = _arrays(path, student)
-  with _about(path):
+  with about(path):
     torch_io.check_known(arrays)
   try:
     settings = {name: _plain(tree.get(name), {}) for name in _SETTINGS}
@@ -198,7 +221,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
   """Tensors, and settings as tools/export_torch.py puts them beside."""
-  safetensors = _library('safetensors')
+  safetensors = library('safetensors')
   # Of this library's types NumPy alone has no bfloat16, which ml_dtypes adds.
   importlib.import_module('ml_dtypes')
   try:
@@ -223,7 +246,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
 
 def _arrays(path: pathlib.Path, tree: dict[str, Any]) -> Tensors:
   """PyTorch's tensors as NumPy's; anything else is an error."""
-  torch = _library(_TORCH)
+  torch = library(_TORCH)
   arrays = {}
   for name, tensor in tree.items():
     if not (isinstance(name, str) and torch.is_tensor(tensor)):
@@ -243,7 +266,7 @@ def _check_type(path: pathlib.Path, name: str, kind: str) -> None:
 
 def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
   """What torch.save was given: a dict, with records for all objects."""
-  torch = _library(_TORCH)
+  torch = library(_TORCH)
   is_zip = zipfile.is_zipfile(path)
   if not is_zip:
     _check_start(path)
@@ -386,23 +409,6 @@ def _content(record: _Record) -> Any:
     return state
   args = record.__dict__['args']
   return args[0] if len(args) == 1 else args  # of an enum its value
-
-
-@contextlib.contextmanager
-def _about(path: pathlib.Path) -> Iterator[None]:
-  """Errors name the path."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None
-
-
-def _library(name: str) -> Any:
-  try:
-    return importlib.import_module(name)
-  except ImportError:
-    raise ValueError(f'{name}: want it installed: pip install -r '
-                     f'requirements-torch.txt; got no such library') from None
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from sslam_jax import audio
+from sslam_jax import model as model_lib
 from sslam_jax import torch_files
 
 # Official names of poolings, and the numbers of their enum.
@@ -60,7 +61,7 @@ class Settings:
   mlp_ratio: int | None = None
   patch: int | None = None
 
-  def check(self, vit: Any) -> None:
+  def check(self, vit: model_lib.Vit) -> None:
     """Raises ValueError where the tensors are of another encoder."""
     for name in _SIZES:
       said, found = getattr(self, name), getattr(vit, name)

@@ -20,7 +20,7 @@ ALLOWED = {
     'state': set(),
     'torch_io': {'model'},
     'torch_files': {'torch_io'},
-    'torch_settings': {'audio', 'torch_files'},
+    'torch_settings': {'audio', 'model', 'torch_files'},
     'report': set(),
     'processes': set(),
     'skips': set(),

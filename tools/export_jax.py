@@ -44,7 +44,7 @@ from sslam_jax import audio
 from sslam_jax import model as model_lib
 from sslam_jax import output
 from sslam_jax import pretrained
-from tools.exporting import extras
+from sslam_jax import torch_files
 from tools.exporting import settings
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
@@ -91,7 +91,8 @@ def export(
     raise ValueError(f'--out: want a name that ends in .npz, got {out}')
   if out.exists() or out.is_symlink():
     raise ValueError(f'--out: want a new file, got {out}, which exists')
-  extras.load('flatbuffers')  # which jax.export needs and does not require
+  # jax.export needs it and does not require it.
+  torch_files.library('flatbuffers')
   learned = pretrained.load(run, weights=weights)
   mel = _front_end(learned, seconds)
   params = flax.traverse_util.flatten_dict(learned.params, sep='/')

@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sslam_jax import output
 from sslam_jax import pretrained
-from tools.exporting import extras
+from sslam_jax import torch_files
 from tools.exporting import fairseq
 from tools.exporting import huggingface
 from tools.exporting import onnx
@@ -83,7 +83,7 @@ def export(
       this model, or a library is missing. Nothing is written then.
   """
   for library in _LIBRARIES[kind]:
-    extras.load(library)
+    torch_files.library(library)
   _check_new(out, kind)
   if kind == 'fairseq' and weights != 'student':
     raise ValueError(f'--weights: want student for --format fairseq, whose '

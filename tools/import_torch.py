@@ -6,11 +6,10 @@ CHECKPOINT is a fairseq `.pt` of pre-training (student, decoder, teacher) or of
 fine-tuning, a Hugging Face folder, or tensors alone by either kind of names.
 Stage 2 goes on from DIR, fine-tuning starts from it, inference runs with it.
 Nothing in the file is executed. Every tensor is used, or nothing is written.
-Exit status: 0 done, 2 not.
+Exit status: 0, 2 for wrong usage or a bad file, 130 if stopped.
 """
 
 import argparse
-import contextlib
 import csv
 import dataclasses
 import math
@@ -84,6 +83,9 @@ def main(args: list[str]) -> int:
   except (OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    return 130
   print('\n'.join(_told(imported, options.out)))
   return 0
 
@@ -96,7 +98,7 @@ def convert(options: argparse.Namespace) -> Imported:
       contradicts it.
   """
   read = torch_files.read(options.checkpoint)
-  with _about(read.path):
+  with torch_files.about(read.path):
     params = torch_io.from_torch(read.student)
     teacher = _teacher(read)
     facts = _with_options(torch_settings.of(read), options)
@@ -136,7 +138,7 @@ def _teacher(read: torch_files.Checkpoint) -> state.Params | None:
   """The teacher's encoder, of the student's size."""
   if read.teacher is None:
     return None
-  with _about('_ema'):
+  with torch_files.about('_ema'):
     parts = torch_io.from_torch(read.teacher)
     if {*parts} != {'encoder'}:
       raise ValueError(f'want an encoder, got {", ".join(parts)}')
@@ -347,15 +349,6 @@ def _stage2_changes(config: train.Config) -> tuple[str, list[str]]:
     differ = config_lib.differences(before, after)
     changes += [f' --config.{part}.{k}={v}' for k, (_, v) in differ.items()]
   return word, changes
-
-
-@contextlib.contextmanager
-def _about(what: object) -> Iterator[None]:
-  """Errors begin with what they are about."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f'{what}: {error}') from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,8 +32,8 @@ from typing import Any
 from sslam_jax import model as model_lib
 from sslam_jax import objectives
 from sslam_jax import output
+from sslam_jax import torch_files
 from sslam_jax import views as views_lib
-from tools.exporting import extras
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
 
@@ -77,7 +77,7 @@ def labels_path(path: pathlib.Path) -> pathlib.Path:
 
 def write(trained: trained_lib.Trained, path: pathlib.Path) -> None:
   """Writes the file; of a classifier also the table of its classes."""
-  torch = extras.load('torch')
+  torch = torch_files.library('torch')
   tree = state(trained, path)
   for tensors in (tree['model'], tree['model'].get('_ema', {})):
     for name in tensors.keys() - {'_ema'}:

@@ -6,8 +6,8 @@ import shutil
 from typing import Any
 
 from sslam_jax import exported
+from sslam_jax import torch_files
 from sslam_jax import torch_io
-from tools.exporting import extras
 from tools.exporting import model_card
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
@@ -19,7 +19,7 @@ _CODE = ('sslam_torch.py', 'configuration_sslam.py',
 
 def write(trained: trained_lib.Trained, folder: pathlib.Path) -> None:
   """Writes all files into a folder that exists."""
-  safetensors = extras.load('safetensors.numpy')
+  safetensors = torch_files.library('safetensors.numpy')
   safetensors.save_file(
       torch_io.to_huggingface(trained.encoder()),
       folder / 'model.safetensors', metadata={'format': 'pt'},

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sslam_jax import torch_files
 from sslam_jax import torch_io
-from tools.exporting import extras
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
 
@@ -29,7 +29,7 @@ def write(trained: trained_lib.Trained, path: pathlib.Path) -> None:
   Raises:
     ValueError: A library is missing, or what was written does not agree.
   """
-  torch, _, _, runtime = map(extras.load, LIBRARIES)
+  torch, _, _, runtime = map(torch_files.library, LIBRARIES)
   module = _module(torch, trained).eval()
   names = _OUTPUTS if trained.is_classifier else _OUTPUTS[:1]
   with _quiet(), torch.no_grad():
@@ -59,8 +59,8 @@ def _quiet() -> Iterator[None]:
 
 def sslam(trained: trained_lib.Trained) -> Any:
   """The PyTorch module that exported folders carry, with these weights."""
-  torch = extras.load('torch')
-  module = extras.load('sslam_jax.exported.sslam_torch')
+  torch = torch_files.library('torch')
+  module = torch_files.library('sslam_jax.exported.sslam_torch')
   tensors = torch_io.to_huggingface(trained.encoder())
   vit, mel = trained.run.vit, trained.config.data.mel
   tree = settings.model(trained.run)

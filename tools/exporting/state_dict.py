@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from tools.exporting import extras
+from sslam_jax import torch_files
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
 
@@ -14,7 +14,7 @@ def write(trained: trained_lib.Trained, path: pathlib.Path) -> None:
   Its metadata are `format`, as PyTorch's own files have it, and `config`: the
   JSON of `settings`.
   """
-  safetensors = extras.load('safetensors.numpy')
+  safetensors = torch_files.library('safetensors.numpy')
   safetensors.save_file(
       trained.student(), path,
       metadata={'format': 'pt', 'config': json.dumps(

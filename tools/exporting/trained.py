@@ -1,7 +1,6 @@
 """What a run has learned, whole: of pre-training both networks and decoder."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +71,7 @@ def load(path: str, weights: pretrained.Weights) -> Trained:
   run = dataclasses.replace(run, params=host)
   params, teacher = host, None
   if 'head' not in host:
-    like = jax.eval_shape(lambda: _init(run.config))
+    like = jax.eval_shape(lambda: pretrained.initial(run.config))
     parts = checkpoint.contents(path)
     if 'teacher' in parts:
       teacher = {'encoder': jax.device_get(
@@ -100,11 +99,3 @@ def _is_imported(path: str) -> bool:
   except ValueError:
     return True
   return False
-
-
-def _init(config: train.Config) -> Any:
-  mel = config.data.mel
-  return config.objective.init(
-      jax.random.key(0), (mel.frames, mel.mel_bins),
-      len(config.data.views.names),
-  )
