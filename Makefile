@@ -34,7 +34,7 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

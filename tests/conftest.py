@@ -1,21 +1,23 @@
 """Four virtual CPU devices, no silent rank promotion, compiled code shared.
 
-Environment variables, so that the processes tests start have the same.
+Environment variables, so that the processes tests start have the same; those
+that run the tests (pytest-xdist) have them from the one that started them.
 """
 
 import os
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=4'
-)
-os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
-# Several tests train the same tiny run: compile it once.
-_CACHE = tempfile.TemporaryDirectory(prefix='sslam_jax_tests_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = (
+      os.environ.get('XLA_FLAGS', '')
+      + ' --xla_force_host_platform_device_count=4'
+  )
+  os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+  # Several tests train the same tiny run: compile it once.
+  _CACHE = tempfile.TemporaryDirectory(prefix='sslam_jax_tests_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 
 def pytest_addoption(parser):
