@@ -7,6 +7,8 @@ that run the tests (pytest-xdist) have them from the one that started them.
 import os
 import tempfile
 
+import pytest
+
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['XLA_FLAGS'] = (
@@ -23,3 +25,15 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 def pytest_addoption(parser):
   parser.addoption('--kills', type=int, default=3,
                    help='how often tests/test_resumption.py kills its run')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """pytest-xdist cannot pass on what is no UTF-8, such as names of files."""
+  del item, call
+  report = yield
+  report.sections = [
+      (title, text.encode(errors='backslashreplace').decode())
+      for title, text in report.sections
+  ]
+  return report
