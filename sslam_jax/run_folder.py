@@ -19,7 +19,7 @@ _LOCK = 'run.lock'
 # Fields that may change when a run is resumed: they leave its numbers alone,
 # up to rounding. Sources may move, see `moved`.
 _FREE = re.compile(
-    r'workdir|devices|accumulate|log_every|pictures_every'
+    r'workdir|devices|shard_optimizer|accumulate|log_every|pictures_every'
     r'|objective\.vit\.remat|data\.(workers|threads|max_bad_fraction)'
     r'|keep\..+|guard\..+|evals.*'
 )

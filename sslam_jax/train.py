@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +92,8 @@ class Config:
     batch: Clips per update, over all devices.
     accumulate: Parts that a device's batch is computed in, to save memory.
     devices: How many to use; None for all.
+    shard_optimizer: The optimiser's moments are spread over the devices, not
+      copied to each (ZeRO-1): 8 bytes per parameter and device become 8 / n.
     seed: Of parameters, data order, masks, mixtures and noise.
     init_from: Run folder whose student and teacher to start from (of which a
       classifier takes the student's encoder), or None.
@@ -109,6 +112,7 @@ class Config:
   batch: int = 48
   accumulate: int = 1
   devices: int | None = None
+  shard_optimizer: bool = False
   seed: int = 1
   init_from: str | None = None
   keep: checkpoint.Keep
@@ -133,18 +137,18 @@ class Config:
       evaluation.check(self.objective)
 
 
-def train_step(
+def gradients(
     state: state_lib.TrainState,
     views: Any,
     *,
     objective: objectives.Objective,
-    tx: optax.GradientTransformation,
     accumulate: int,
-) -> tuple[state_lib.TrainState, objectives.Scalars]:
-  """One update, on one device's views; runs under `shard_map`.
+) -> tuple[state_lib.Params, objectives.Scalars]:
+  """Gradients and metrics of a batch, on one device's views.
 
-  The loss is a sum of shares over devices and accumulated parts, each divided
-  by the counts of the whole batch: so gradients are summed, not averaged.
+  Runs under `shard_map`. The loss is a sum of shares over devices and
+  accumulated parts, each divided by the counts of the whole batch: so gradients
+  are summed, not averaged.
   """
   counts = jax.lax.psum(objective.counts(views), _AXIS)
   rng = jax.random.fold_in(state.rng, state.step)
@@ -162,11 +166,22 @@ def train_step(
     return grads, sums
 
   grads, sums = jax.lax.psum(_sum_parts(share, views, accumulate), _AXIS)
+  return grads, objective.metrics(sums, counts)
+
+
+def update(
+    state: state_lib.TrainState,
+    grads: state_lib.Params,
+    *,
+    objective: objectives.Objective,
+    tx: optax.GradientTransformation,
+) -> tuple[state_lib.TrainState, objectives.Scalars]:
+  """The state after a step, and metrics of the update."""
+  learned, frozen = _split(state.params, objective)
   updates, opt_state = tx.update(grads, state.opt_state, learned)
   params = {**frozen, **optax.apply_updates(learned, updates)}
   step, teacher = state.step + 1, state.teacher
-  metrics = objective.metrics(sums, counts)
-  metrics |= {'grad_norm': optax.tree.norm(grads)}
+  metrics = {'grad_norm': optax.tree.norm(grads)}
   if objective.ema is not None:
     teacher = objective.ema.follow(teacher, objective.teacher(params), step)
     metrics |= {'ema_decay': 1 - objective.ema.step_size(step)}
@@ -177,31 +192,39 @@ def train_step(
 
 
 def compile_step(config: Config, mesh: Mesh) -> jax.stages.Wrapped:
-  """`train_step` over the mesh, jitted; the given state is used up.
+  """`gradients` over the mesh and `update`, jitted; the state is used up.
 
   It maps (state, views) to (state, metrics).
   """
-  schedule = config.optim.schedule(config.steps)
+  schedule, tx = config.optim.schedule(config.steps), config.optim.build(
+      config.steps
+  )
+  everywhere, spread = PartitionSpec(), PartitionSpec(_AXIS)
+  spread_gradients = jax.shard_map(
+      functools.partial(gradients, objective=config.objective,
+                        accumulate=config.accumulate),
+      mesh=mesh, in_specs=(everywhere, spread), out_specs=everywhere,
+  )
 
   def step(
       state: state_lib.TrainState, views: Any
   ) -> tuple[state_lib.TrainState, objectives.Scalars]:
-    new_state, metrics = train_step(
-        state, views, objective=config.objective,
-        tx=config.optim.build(config.steps), accumulate=config.accumulate,
+    # Without the moments, which may be spread.
+    grads, metrics = spread_gradients(
+        dataclasses.replace(state, opt_state=()), views
     )
-    return new_state, metrics | {'lr': jnp.asarray(schedule(state.step))}
+    new_state, more = update(state, grads, objective=config.objective, tx=tx)
+    new_state = jax.lax.with_sharding_constraint(
+        new_state, shardings(new_state, config, mesh)
+    )
+    lr = jnp.asarray(schedule(state.step))
+    return new_state, metrics | more | {'lr': lr}
 
-  everywhere, spread = PartitionSpec(), PartitionSpec(_AXIS)
-  return jax.jit(
-      jax.shard_map(step, mesh=mesh, in_specs=(everywhere, spread),
-                    out_specs=everywhere),
-      donate_argnums=0,
-  )
+  return jax.jit(step, donate_argnums=0)
 
 
 def create_state(config: Config, mesh: Mesh) -> state_lib.TrainState:
-  """The state at step 0, the same on every device of the mesh."""
+  """The state at step 0, on the devices of the mesh."""
 
   def create() -> state_lib.TrainState:
     init_rng, rng = jax.random.split(jax.random.key(config.seed))
@@ -218,8 +241,29 @@ def create_state(config: Config, mesh: Mesh) -> state_lib.TrainState:
         rng=rng,
     )
 
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  return jax.jit(create, out_shardings=everywhere)()
+  places = shardings(jax.eval_shape(create), config, mesh)
+  return jax.jit(create, out_shardings=places)()
+
+
+def shardings(
+    state: state_lib.TrainState, config: Config, mesh: Mesh
+) -> state_lib.TrainState:
+  """Where each array of a state lies: everywhere, or spread over the devices.
+
+  Moments are spread along their last axis that can be divided.
+  """
+
+  def place(x: Any, is_spread: bool) -> NamedSharding:
+    divided = [axis for axis, length in enumerate(x.shape)
+               if length % mesh.size == 0]
+    if not is_spread or not divided:
+      return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec(*[None] * divided[-1], _AXIS))
+
+  everywhere = jax.tree.map(lambda x: place(x, False), state)
+  return dataclasses.replace(everywhere, opt_state=jax.tree.map(
+      lambda x: place(x, config.shard_optimizer), state.opt_state
+  ))
 
 
 def make_mesh(config: Config) -> Mesh:

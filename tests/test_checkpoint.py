@@ -10,8 +10,9 @@ from sslam_jax import train
 from tests import tiny
 
 
-def state_on(devices, seed=1):
-  config = tiny.stage1('unused', devices=devices, seed=seed)
+def state_on(devices, seed=1, shard_optimizer=False):
+  config = tiny.stage1('unused', devices=devices, seed=seed,
+                       shard_optimizer=shard_optimizer)
   return train.create_state(config, train.make_mesh(config))
 
 
@@ -36,16 +37,32 @@ def saved(tmp_path_factory):
   return workdir, state
 
 
-@pytest.mark.parametrize('devices', [1, 4])
-def test_state_comes_back_on_any_devices(saved, devices):
+@pytest.mark.parametrize(('devices', 'shard_optimizer'),
+                         [(1, False), (4, False), (4, True)])
+def test_state_comes_back_on_any_devices(saved, devices, shard_optimizer):
   workdir, state = saved
-  like = state_on(devices, seed=2)
+  like = state_on(devices, seed=2, shard_optimizer=shard_optimizer)
   saver = checkpoint.Checkpointer(workdir, checkpoint.Keep(every=1))
   restored, data_state = saver.restore(like)
   saver.close()
   assert_equal(restored, state)
   assert data_state == {'batches': 5}
   assert len(jax.tree.leaves(restored.params)[0].devices()) == devices
+  shardings = [jax.tree.map(lambda x: x.sharding, s) for s in (like, restored)]
+  assert shardings[0] == shardings[1]
+
+
+def test_spread_state_comes_back_on_one_device(tmp_path):
+  state = state_on(4, shard_optimizer=True)
+  state = state.replace(opt_state=jax.tree.map(lambda x: x + 1,
+                                               state.opt_state))
+  saver = checkpoint.Checkpointer(tmp_path, checkpoint.Keep(every=1))
+  saver.save(1, state, {'batches': 1})
+  saver.close()
+  saver = checkpoint.Checkpointer(tmp_path, checkpoint.Keep(every=1))
+  restored, _ = saver.restore(state_on(1))
+  saver.close()
+  assert_equal(restored, state)
 
 
 def test_latest_and_every_second_are_kept(saved):

@@ -41,10 +41,10 @@ def feed_of(config, mesh):
 
 
 @functools.cache
-def twenty_steps(devices, accumulate):
-  """Metrics of every step and the last state, at stage 2."""
+def twenty_steps(devices, accumulate, shard_optimizer=False):
+  """Metrics of every step, the last state, and bytes of moments by device."""
   config = tiny.stage2('unused', steps=STEPS, devices=devices,
-                       accumulate=accumulate)
+                       accumulate=accumulate, shard_optimizer=shard_optimizer)
   mesh = train.make_mesh(config)
   step_fn = train.compile_step(config, mesh)
   state, feed = train.create_state(config, mesh), feed_of(config, mesh)
@@ -54,9 +54,14 @@ def twenty_steps(devices, accumulate):
     state, metrics = step_fn(state, views)
     history.append(jax.device_get(metrics))
   feed.close()
+  held = [
+      sum(shard.data.nbytes for x in jax.tree.leaves(state.opt_state)
+          for shard in x.addressable_shards if shard.device == device)
+      for device in mesh.devices.flat
+  ]
   return history, jax.device_get(
       dataclasses.replace(state, rng=jax.random.key_data(state.rng))
-  )
+  ), held
 
 
 @functools.cache
@@ -67,20 +72,14 @@ def first_gradients(devices, accumulate):
   state, feed = train.create_state(config, mesh), feed_of(config, mesh)
   views = next(feed).views
   feed.close()
-  # Plain gradient descent of rate 1: the update is minus the gradient.
-  step = functools.partial(
-      train.train_step, objective=config.objective, tx=optax.sgd(1.0),
-      accumulate=accumulate,
-  )
-  state = state.replace(opt_state=optax.sgd(1.0).init(state.params))
-  new, metrics = jax.jit(jax.shard_map(
-      step, mesh=mesh,
+  function = functools.partial(train.gradients, objective=config.objective,
+                               accumulate=accumulate)
+  spread = jax.shard_map(
+      function, mesh=mesh,
       in_specs=(PartitionSpec(), PartitionSpec(views_lib.AXIS)),
       out_specs=PartitionSpec(),
-  ))(state, views)
-  gradients = jax.tree.map(lambda a, b: np.asarray(a - b), state.params,
-                           new.params)
-  return gradients, jax.device_get(metrics)
+  )
+  return jax.device_get(jax.jit(spread)(state, views))
 
 
 def assert_close_gradients(ours, theirs):
@@ -101,10 +100,14 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(devices, accumulate):
                                err_msg=name)
 
 
-@pytest.mark.parametrize(('devices', 'accumulate'), [(4, 1), (2, 2)])
-def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate):
-  history, state = twenty_steps(devices, accumulate)
-  expected_history, expected = twenty_steps(1, 1)
+@pytest.mark.parametrize(('devices', 'accumulate', 'shard_optimizer'),
+                         [(4, 1, False), (2, 2, False), (4, 1, True)])
+def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
+                                                  shard_optimizer):
+  history, state, held = twenty_steps(devices, accumulate, shard_optimizer)
+  expected_history, expected, (whole,) = twenty_steps(1, 1)
+  # What no 4 devices divide are two counters.
+  assert held == [(whole - 8) // 4 + 8 if shard_optimizer else whole] * devices
   for metrics, expected_metrics in zip(history, expected_history):
     for name in ('loss', 'local_clean', 'local_mixed', 'retention'):
       np.testing.assert_allclose(metrics[name], expected_metrics[name],
@@ -116,7 +119,7 @@ def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate):
 
 
 def test_losses_fall_and_the_teacher_follows():
-  history, state = twenty_steps(1, 1)
+  history, state, _ = twenty_steps(1, 1)
   assert history[-1]['local_clean'] < 0.97 * history[0]['local_clean']
   assert state.step == STEPS
   distance = optax.tree.norm(jax.tree.map(
@@ -160,7 +163,7 @@ def test_noise_is_new_in_every_step():
 
 
 def test_first_update_has_rate_zero_and_later_ones_the_schedule():
-  history, _ = twenty_steps(1, 1)
+  history, *_ = twenty_steps(1, 1)
   schedule = tiny.stage2('unused').optim.schedule(STEPS)
   np.testing.assert_allclose([m['lr'] for m in history],
                              [schedule(u) for u in range(STEPS)], rtol=1e-6)
