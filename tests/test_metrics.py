@@ -323,3 +323,6 @@ def test_average_over_runs_and_parts_is_of_the_same_resamples(single):
            for part in runs[0]]
   widths = [x.high - x.low for x in (*alone, once)]
   assert 1.2 * widths[2] < np.mean(widths[:2]) < 1.7 * widths[2]
+  # Their resamples are independent, even of equal parts.
+  same = metrics.averaged([runs[0][:1] * 2], single_label=single, resamples=200)
+  assert 1.2 * (same.high - same.low) < widths[0]
