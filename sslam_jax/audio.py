@@ -6,6 +6,7 @@ calls it: frames of 25 ms every 10 ms, none beyond the end of the clip.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,9 @@ class LogMel:
     for name in ('mel_bins', 'frames'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: want at least 1, got {getattr(self, name)}')
-    if self.std <= 0:
+    if not math.isfinite(self.mean):
+      raise ValueError(f'mean: want a finite number, got {self.mean}')
+    if not 0 < self.std < math.inf:
       raise ValueError(f'std: want a positive number, got {self.std}')
 
   @property

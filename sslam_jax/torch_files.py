@@ -54,7 +54,9 @@ _TORCH_MAKES = frozenset({
     'builtins.bytearray', 'builtins.complex', 'builtins.set',
 })
 _TORCH = 'torch'
-_REFUSED = re.compile(r'GLOBAL (\S+)')  # in what torch says
+# In what torch says.
+_REFUSED = re.compile(r'GLOBAL (\S+)')
+_UNKNOWN = re.compile(r'WeightsUnpickler error:\s*(.+)')
 _FLOATS = 'float32', 'float16', 'bfloat16'
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'  # how files begin
 _LEGACY_PICKLES = 4  # magic number, protocol, system, object
@@ -281,8 +283,11 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
   except _DAMAGED as error:
     if refused := _REFUSED.search(str(error)):
       raise _code_error(path, refused[1]) from None
+    # The rest of what torch says is advice to run what is in the file.
+    unknown = _UNKNOWN.search(str(error))
+    reason = unknown[1] if unknown else _first_line(error)
     raise ValueError(f'{path}: want a whole checkpoint of PyTorch, got one '
-                     f'that cannot be read: {_first_line(error)}') from None
+                     f'that cannot be read: {reason}') from None
   if not isinstance(tree, dict):
     raise ValueError(f'{path}: want a checkpoint with tensors by name, got '
                      f'{type(tree).__name__}')

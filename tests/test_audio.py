@@ -230,6 +230,7 @@ def test_samples_fill_the_frames_exactly():
 
 @pytest.mark.parametrize('fields', [
     {'rate_hz': 999}, {'mel_bins': 0}, {'frames': 0}, {'std': 0.0},
+    {'std': np.inf}, {'mean': np.nan},
 ])
 def test_impossible_settings_are_refused_by_name(fields):
   with pytest.raises(ValueError, match=f'^{next(iter(fields))}: want'):

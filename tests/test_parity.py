@@ -12,9 +12,14 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from sslam_jax import checkpoint
+from sslam_jax import pretrained
+from sslam_jax import run_folder
+from tests import tiny
 from tools import parity
 from tools.golden import folder as folder_lib
 from tools.golden import losses
@@ -285,3 +290,16 @@ def test_a_checkpoint_that_is_none_is_told_in_one_line(tmp_path):
   assert (status, output) == (2, '')
   assert error == (f'parity: error: {tmp_path}: want a run folder, got a '
                    f'folder without config.json\n')
+
+
+def test_a_checkpoint_that_no_case_can_use_is_an_error(tmp_path):
+  """Others may pass, but say nothing of it."""
+  config = tiny.stage1(str(tmp_path / 'run'))
+  run_folder.write_config(tmp_path / 'run', config)
+  params = jax.jit(lambda: pretrained.initial(config))()
+  checkpoint.save_weights(config.workdir, 1, jax.device_get(params), None)
+  golden = _copy(tmp_path / 'golden', 'fbank.npz')
+  status, output, error = _run(golden, '--checkpoint', config.workdir)
+  assert (status, output) == (2, '')
+  assert (f'error: --checkpoint {config.workdir}: want the weights of a case, '
+          f'got tensors of other names or shapes') in error

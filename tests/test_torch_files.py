@@ -186,6 +186,16 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path, kind, legacy, got):
   assert '\n' not in told
 
 
+def test_another_protocol_is_told_without_advice_to_run_it(tmp_path):
+  path = tmp_path / 'x.pt'
+  torch.save({'model': {}}, path, pickle_protocol=4)
+  with pytest.raises(ValueError) as error:
+    torch_files.read(path)
+  assert str(error.value) == (
+      f'{path}: want a whole checkpoint of PyTorch, got one that cannot be '
+      f'read: Unsupported operand 149')
+
+
 def test_damaged_safetensors_are_told(tmp_path):
   path = tmp_path / 'x.safetensors'
   safetensors_torch.save_file(student(), path)

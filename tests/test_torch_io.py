@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -356,8 +357,9 @@ def test_other_positions_are_refused(change, message):
       torch_io.from_torch({**tensors, prefix + POSITIONS: change(table)})
 
 
-def test_positions_may_have_been_rounded():
-  table = model.positions((768, 2), 32)[None].astype(np.float16)
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_positions_may_have_been_rounded(dtype):
+  table = model.positions((768, 2), 32)[None].astype(dtype)
   torch_io.from_torch({**official(), POSITIONS: table.astype(np.float32)})
 
 

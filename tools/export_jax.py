@@ -1,4 +1,4 @@
-"""Writes a run's inference function for programs that have jax alone.
+"""Writes a run's inference function for programs with jax and flatbuffers.
 
   python tools/export_jax.py RUN --out FILE.npz [--seconds S]
 

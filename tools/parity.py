@@ -8,6 +8,7 @@ the PyTorch code of EAT and SSLAM. Weights and spectrograms are drawn again from
 the seeds in `cases.json`; masks and mixed columns are read from the files.
 With run folders (of tools/import_torch.py) weights come from there alone: of
 every case whose tensors are of their names and shapes; the others are left out.
+A run folder that no case takes weights from is an error.
 Exit status: 0 all within tolerance, 1 not all, 2 unusable folder.
 """
 
@@ -90,6 +91,10 @@ def compare(
       golden.section(name).skip('*', str(error))
       skipped.add(name)
   report = golden.report
+  if unused := [str(run.path) for run in golden.runs if not run.cases]:
+    raise folder.BadFolderError(
+        f'--checkpoint {unused[0]}: want the weights of a case, got tensors of '
+        f'other names or shapes; ' + '; '.join(report.notes))
   if not report.rows:
     why = '; '.join(report.notes) or f'has none of {", ".join(_CHECKS)} (.npz)'
     raise folder.BadFolderError(f'{path}: nothing to compare; {why}')

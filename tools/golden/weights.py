@@ -37,10 +37,12 @@ class Run:
   Attributes:
     path: The folder.
     tensors: By official name: the student's, the teacher's.
+    cases: Whose weights were taken from it.
   """
 
   path: pathlib.Path
   tensors: tuple[folder.Tensors, ...] = dataclasses.field(repr=False)
+  cases: set[str] = dataclasses.field(default_factory=set)
 
 
 def load(path: pathlib.Path) -> Run:
@@ -106,6 +108,7 @@ def _found(golden: folder.Golden, seed: int, names: str) -> state.Params:
     for tensors in run.tensors:
       if {name: x.shape for name, x in tensors.items()} == wanted:
         _check_weights(golden, f'{seed}:{names}', tensors)
+        run.cases.add(names)
         return jax.tree.map(jnp.asarray, torch_io.from_torch(tensors))
   raise NoWeightsError(f'no --checkpoint has the tensors of {names}')
 
