@@ -48,11 +48,15 @@ def stage1(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
+  return saved_classifier(tmp_path_factory.mktemp('classify'), 'ce')
+
+
+def saved_classifier(workdir, loss_kind):
   """Its moving average is what counts; other settings than the defaults."""
-  config = official_size(tiny.classify(tmp_path_factory.mktemp('classify')))
+  config = official_size(tiny.classify(workdir))
   config.objective.ema = state_lib.Ema(start=0.9, end=0.99, anneal_steps=4)
   config.objective.head = model.Head(pooling='mean', norm=True)
-  config.objective.loss_kind = 'ce'
+  config.objective.loss_kind = loss_kind
   config.data.mel.mean, config.data.mel.std = -6.5, 5.25
   config.data.views.classes = CLASSES
   return saved(config)

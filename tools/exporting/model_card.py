@@ -14,6 +14,7 @@ from sslam_jax import report
 from tools.exporting import trained as trained_lib
 
 _SCORES = pathlib.Path('evaluation', 'scores.json')  # of tools/evaluate.py
+_FUNCTIONS = {'bce': 'sigmoid', 'ce': 'softmax'}
 _OVERALL = {'map': 'mAP', 'auc': 'AUC', 'top1': 'top-1 accuracy'}
 
 Rows = list[tuple[str, str]]
@@ -68,12 +69,16 @@ def _longest_s(trained: trained_lib.Trained) -> float:
 def _usage(trained: trained_lib.Trained) -> str:
   rate_hz = trained.config.data.mel.rate_hz
   if trained.is_classifier:
+    # What transformers 5 finds in the configuration, 4.4x wants to be told.
+    function = _FUNCTIONS[trained.run.classifier.loss_kind]
     return f"""```python
 from transformers import pipeline
 
 classify = pipeline('audio-classification', model='FOLDER',
-                    trust_remote_code=True)
-print(classify({{'raw': wave, 'sampling_rate': {rate_hz}}}))
+                    feature_extractor='FOLDER', trust_remote_code=True)
+scores = classify({{'raw': wave, 'sampling_rate': {rate_hz}}},
+                  function_to_apply='{function}', top_k=5)
+print(scores)
 ```"""
   return f"""```python
 from transformers import AutoFeatureExtractor, AutoModel
