@@ -130,7 +130,14 @@ def to_json(config: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-  """The inverse of `to_json`; unknown or missing fields raise ValueError."""
+  """The inverse of `to_json`.
+
+  A field that an older version did not write takes its default: a new field's
+  default has to be what was done without it.
+
+  Raises:
+    ValueError: Unknown fields, or missing ones without a default.
+  """
   config = _build(json.loads(text))
   if not dataclasses.is_dataclass(config):
     raise ValueError(f'configuration: want an object, got {config!r}')
@@ -264,8 +271,12 @@ def _build(value: Any) -> Any:
     cls = None
   if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
     raise ValueError(f'{name}: want a configuration dataclass')
-  wanted = {field.name for field in dataclasses.fields(cls)}
-  if wanted != values.keys():
-    raise ValueError(f'{name}: fields {sorted(wanted - values.keys())} are '
-                     f'missing, {sorted(values.keys() - wanted)} are unknown')
+  known = {field.name for field in dataclasses.fields(cls)}
+  missing = {
+      field.name for field in dataclasses.fields(cls)
+      if field.default is field.default_factory is dataclasses.MISSING
+  } - values.keys()
+  if missing or values.keys() - known:
+    raise ValueError(f'{name}: fields {sorted(missing)} are missing, '
+                     f'{sorted(values.keys() - known)} are unknown')
   return cls(**values)

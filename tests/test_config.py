@@ -54,6 +54,12 @@ class Top:
   root: Root = dataclasses.field(default_factory=Root)
 
 
+@dataclasses.dataclass(kw_only=True)
+class Needy:
+  needed: int
+  other: int
+
+
 NOT_A_CONFIG = 0
 
 
@@ -216,10 +222,16 @@ def test_from_json_refuses_an_unknown_field():
     config_lib.from_json(json.dumps(tree))
 
 
-def test_from_json_refuses_a_missing_field():
-  tree = json.loads(config_lib.to_json(Root()))
+def test_from_json_gives_what_an_older_version_lacked_its_default():
+  root = Root(leaf=Leaf(rate=0.25))
+  tree = json.loads(config_lib.to_json(root))
   del tree['leaf']['rate']
-  with pytest.raises(ValueError, match='rate'):
+  assert config_lib.from_json(json.dumps(tree)) == Root()
+
+
+def test_from_json_refuses_a_missing_field_without_default():
+  tree = {'class': f'{__name__}:Needy', 'other': 1}
+  with pytest.raises(ValueError, match=r"Needy: fields \['needed'\] are miss"):
     config_lib.from_json(json.dumps(tree))
 
 
