@@ -577,3 +577,26 @@ def test_groups_that_do_not_divide_the_width_are_refused():
   with pytest.raises(ValueError, match='decoder.groups: .* 32, got 5'):
     decoder.init(jax.random.key(0), fill[:, :1], jnp.zeros((1, 1), jnp.int32),
                  fill, GRID)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'),
+                         [('float32', 1e-6), ('bfloat16', 2e-2)])
+def test_attention_is_that_of_jax_and_so_is_its_gradient(dtype, tolerance):
+  rng = np.random.default_rng(0)
+  q, k, v, weight = (
+      jnp.asarray(3 * rng.standard_normal((3, 7, 2, 8)), dtype)
+      for _ in range(4))
+
+  def both(function):
+    def loss(q, k, v):
+      out = function(q, k, v)
+      return jnp.sum((out * weight).astype(jnp.float32)), out
+
+    (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+    assert out.dtype == dtype
+    return [np.asarray(x, np.float32) for x in (out, *grads)]
+
+  for ours, theirs in zip(both(jax.jit(model.attention)),
+                          both(jax.nn.dot_product_attention)):
+    np.testing.assert_allclose(ours, theirs, rtol=0,
+                               atol=tolerance * np.abs(theirs).max())
