@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sslam_jax import errors
 from sslam_jax import state as state_lib
 
 _FOLDER = 'checkpoints'
@@ -111,8 +112,8 @@ class Checkpointer:
       way = f'step {max(before)}' if before else 'the start'
       raise ValueError(
           f'{self._folder / str(step)}: want a whole checkpoint, got '
-          f'{_first_line(error)}; without that folder the run goes on from '
-          f'{way}') from error
+          f'{errors.first_line(error)}; without that folder the run goes on '
+          f'from {way}') from error
     teacher = restored[_TEACHER] if like.teacher else {}
     state = state_lib.TrainState(
         params=restored[_PARAMS], teacher=teacher, **restored[_REST]
@@ -142,8 +143,9 @@ class Checkpointer:
       self._remove_unfinished()
       last = latest_step(str(self._folder.parent))
       got = 'there is none' if last is None else f'step {last} is whole'
-      raise SaveFailed(f'{self._folder}: cannot save: {_first_line(error)}; '
-                       f'of the checkpoints before, {got}') from error
+      raise SaveFailed(
+          f'{self._folder}: cannot save: {errors.first_line(error)}; of the '
+          f'checkpoints before, {got}') from error
 
 
 def save_weights(
@@ -289,10 +291,6 @@ def _mismatches(found: Any, like: Any) -> list[str]:
       for name in sorted({*ours, *theirs})
       if ours.get(name) != theirs.get(name)
   ]
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _handlers() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from sslam_jax import errors
 from sslam_jax import torch_io
 
 Tensors = dict[str, np.ndarray]
@@ -232,7 +233,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
       found = {name: file.get_tensor(name) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
     raise ValueError(f'{path}: want a whole safetensors file, got '
-                     f'{_first_line(error)}') from None
+                     f'{errors.first_line(error)}') from None
   for name, x in found.items():
     _check_type(path, name, str(x.dtype))
   tensors = {name: np.asarray(x, np.float32) for name, x in found.items()}
@@ -285,7 +286,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, Any]:
       raise _code_error(path, refused[1]) from None
     # The rest of what torch says is advice to run what is in the file.
     unknown = _UNKNOWN.search(str(error))
-    reason = unknown[1] if unknown else _first_line(error)
+    reason = unknown[1] if unknown else errors.first_line(error)
     raise ValueError(f'{path}: want a whole checkpoint of PyTorch, got one '
                      f'that cannot be read: {reason}') from None
   if not isinstance(tree, dict):
@@ -414,8 +415,3 @@ def _content(record: _Record) -> Any:
     return state
   args = record.__dict__['args']
   return args[0] if len(args) == 1 else args  # of an enum its value
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__

@@ -20,10 +20,11 @@ import numpy as np
 from sslam_jax import model
 
 _IMAGE = 'modality_encoders.IMAGE.'
-_POSITIONS = f'{_IMAGE}fixed_positional_encoder.positions'
-_COLUMNS = 768  # time patches in the table of positions, 122.88 s
+# Of the table of positions: its name, and its time patches, 122.88 s.
+POSITIONS = f'{_IMAGE}fixed_positional_encoder.positions'
+COLUMNS = 768
+CLASSIFIER = 'model.'  # prefix of a classifier's encoder
 _ROUNDING = 2.5e-3  # of positions: bfloat16 rounds below 1 to within 2e-3
-_CLASSIFIER = 'model.'  # prefix of a classifier's encoder
 _HEAD_WIDTH = 64  # channels of an attention head, in every published size
 _SHOWN = 8  # names of foreign tensors
 # Parts that a model may be without, and how their official names begin.
@@ -97,7 +98,7 @@ _PRETRAINING = [
     *_linear('decoder/out', f'{_IMAGE}decoder.proj', 'DD'),
 ]
 _FINE_TUNED = [
-    *[dataclasses.replace(rule, theirs=_CLASSIFIER + rule.theirs)
+    *[dataclasses.replace(rule, theirs=CLASSIFIER + rule.theirs)
       for rule in _ENCODER],
     *_norm('head/norm', 'fc_norm'),
     *_linear('head/out', 'head', 'CD'),
@@ -107,7 +108,7 @@ _HUGGING_FACE = {
     f'{_IMAGE}local_encoder.': 'local_encoder.',
     f'{_IMAGE}extra_tokens': 'extra_tokens',
     f'{_IMAGE}context_encoder.norm.': 'pre_norm.',
-    _POSITIONS: 'fixed_positional_encoder.positions',
+    POSITIONS: 'fixed_positional_encoder.positions',
     'blocks.': 'blocks.',
     'fc_norm.': 'fc_norm.',
     'head.': 'head.',
@@ -126,8 +127,8 @@ def from_torch(tensors: dict[str, np.ndarray]) -> Any:
     ValueError: Names no rule knows, missing names, tensors of another shape
       than the rest of the model, or another table of positions.
   """
-  is_classifier = any(name.startswith(_CLASSIFIER) for name in tensors)
-  positions = _CLASSIFIER * is_classifier + _POSITIONS
+  is_classifier = any(name.startswith(CLASSIFIER) for name in tensors)
+  positions = CLASSIFIER * is_classifier + POSITIONS
   left = {name: x for name, x in tensors.items() if name != positions}
   absent = tuple(ours for ours, theirs in _OPTIONAL.items()
                  if not any(name.startswith(theirs) for name in left))
@@ -171,13 +172,13 @@ def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """
   renamed = {}
   for name, tensor in tensors.items():
-    bare = name.removeprefix(_CLASSIFIER)
+    bare = name.removeprefix(CLASSIFIER)
     start = next(filter(bare.startswith, _HUGGING_FACE), None)
     if start is None:
       raise ValueError(f'{name}: want a tensor of encoder or head, which have '
                        f'Hugging Face names; got another')
     rest = bare.removeprefix(start)
-    renamed[f'{_CLASSIFIER}{_HUGGING_FACE[start]}{rest}'] = tensor
+    renamed[f'{CLASSIFIER}{_HUGGING_FACE[start]}{rest}'] = tensor
   return renamed
 
 
@@ -187,8 +188,8 @@ def from_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   Raises:
     ValueError: Other names, which are listed.
   """
-  theirs = {_CLASSIFIER + name: start for start, name in _HUGGING_FACE.items()}
-  heads = tuple(_CLASSIFIER + name for name in _HEAD)
+  theirs = {CLASSIFIER + name: start for start, name in _HUGGING_FACE.items()}
+  heads = tuple(CLASSIFIER + name for name in _HEAD)
   is_classifier = any(name.startswith(heads) for name in tensors)
   renamed, unknown = {}, []
   for name, tensor in tensors.items():
@@ -198,7 +199,7 @@ def from_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       continue
     official = theirs[start] + name.removeprefix(start)
     is_encoder = is_classifier and not official.startswith(_HEAD)
-    renamed[_CLASSIFIER * is_encoder + official] = tensor
+    renamed[CLASSIFIER * is_encoder + official] = tensor
   if unknown:
     raise ValueError(f'Hugging Face tensors: unknown names {sorted(unknown)}')
   return renamed
@@ -207,7 +208,7 @@ def from_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def is_huggingface(names: Iterable[str]) -> bool:
   """Whether these are names of a Hugging Face model."""
   first = next(iter(_HUGGING_FACE.values()))
-  return any(name.startswith(_CLASSIFIER + first) for name in names)
+  return any(name.startswith(CLASSIFIER + first) for name in names)
 
 
 def check_known(names: Iterable[str]) -> None:
@@ -247,7 +248,10 @@ def vit_of(params: Any, heads: int | None = None) -> model.Vit:
 
 
 def decoder_of(params: Any) -> model.Decoder:
-  """The same for the `decoder` in parameters."""
+  """The same for their `decoder`; where there is none, as published."""
+  if 'decoder' not in params:
+    width = len(params['encoder']['clip'])
+    return model.Decoder(groups=math.gcd(width, model.Decoder.groups))
   kernel = params['decoder']['layers']['kernel']
   depth, edge, _, inputs, width = kernel.shape
   return model.Decoder(depth=depth, groups=width // inputs, kernel=edge)
@@ -256,9 +260,9 @@ def decoder_of(params: Any) -> model.Decoder:
 def mel_bins_of(tensors: dict[str, np.ndarray]) -> int | None:
   """Mel bins of official tensors, by their positions; None without these."""
   for name, table in tensors.items():
-    if name.removeprefix(_CLASSIFIER) == _POSITIONS:
-      weight = name.replace(_POSITIONS, f'{_IMAGE}local_encoder.proj.weight')
-      return table.shape[1] // _COLUMNS * tensors[weight].shape[-1]
+    if name.removeprefix(CLASSIFIER) == POSITIONS:
+      weight = name.replace(POSITIONS, f'{_IMAGE}local_encoder.proj.weight')
+      return table.shape[1] // COLUMNS * tensors[weight].shape[-1]
   return None
 
 
@@ -314,10 +318,10 @@ def _sizes(
 def _check_positions(name: str, table: np.ndarray, width: int) -> None:
   """Raises ValueError for another table than ours, which is a constant."""
   rows = table.shape[1] if table.ndim == 3 else 0
-  columns = max(1, rows // _COLUMNS)
-  want = model.positions((_COLUMNS, columns), width)[None]
+  columns = max(1, rows // COLUMNS)
+  want = model.positions((COLUMNS, columns), width)[None]
   if table.shape != want.shape:
-    raise ValueError(f'official tensors: {name}: want [1, {_COLUMNS} * mel '
+    raise ValueError(f'official tensors: {name}: want [1, {COLUMNS} * mel '
                      f'patches, {width}], got {[*table.shape]}')
   error = float(np.abs(table - want).max())
   if not error <= _ROUNDING:

@@ -12,7 +12,6 @@ Exit status: 0, 2 for wrong usage or a bad file, 130 if stopped.
 import argparse
 import csv
 import dataclasses
-import math
 import os
 import pathlib
 import shlex
@@ -44,7 +43,6 @@ from sslam_jax import train
 from sslam_jax import views
 
 _SIZES = {'small': model.small(), 'large': model.large()}
-_GROUPS = 16  # of the published decoder
 _LAYOUTS = {
     'fairseq': 'fairseq checkpoint',
     'state_dict': 'tensors by official names',
@@ -182,14 +180,12 @@ def _mel(
 def _pretraining(
     params: state.Params, vit: model.Vit, mel: audio.LogMel
 ) -> train.Config:
-  """Stage 1 with this encoder; of it decoder, if there is one."""
-  decoder = model.Decoder(groups=math.gcd(vit.width, _GROUPS))
-  if 'decoder' in params:
-    decoder = torch_io.decoder_of(params)
+  """Stage 1 with this encoder, and its decoder if there is one."""
   config = stage1.get_config(_size(vit))
   objective = config.objective
   assert isinstance(objective, objectives.MaskedLatent)
-  objective.vit, objective.decoder = vit, decoder
+  objective.vit = vit
+  objective.decoder = torch_io.decoder_of(params)
   config.data.mel = mel
   return config
 

@@ -24,22 +24,20 @@ finetuning.yaml.
 """
 
 import csv
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from sslam_jax import model as model_lib
 from sslam_jax import objectives
 from sslam_jax import output
 from sslam_jax import torch_files
+from sslam_jax import torch_io
 from sslam_jax import views as views_lib
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
 
 _RATE_HZ, _MEL_BINS, _PATCH = 16_000, 128, 16
 _PUBLISHED_ROWS = 192  # clips x clones of a GPU
-_GROUPS = 16  # of the decoder
 _POOLING = {'class': 'CLS_TOKEN', 'mean': 'MEAN_POOLING',
             'linear_softmax': 'LIN_SOFTMAX'}
 _NO_DROPOUT = {
@@ -131,11 +129,8 @@ def _pretraining(trained: trained_lib.Trained) -> Tree:
 
 def _classifier(trained: trained_lib.Trained, path: pathlib.Path) -> Tree:
   """`cfg` of fine-tuning, with one of pre-training in it."""
-  width = trained.run.vit.width
   published = objectives.MaskedLatent(
-      vit=trained.run.vit,
-      decoder=model_lib.Decoder(groups=math.gcd(width, _GROUPS)),
-  )
+      vit=trained.run.vit, decoder=torch_io.decoder_of(trained.params))
   masked = views_lib.Masked(clones=16)
   before = {
       **_common(trained, _LOG_KEYS),
@@ -281,7 +276,7 @@ def _image(
       'patch_size': _PATCH,
       'embed_dim': vit.width,
       'target_length': trained.config.data.mel.frames,
-      'max_length': trained_lib.COLUMNS,
+      'max_length': torch_io.COLUMNS,
       'fixed_positions': True,
       'transformer_decoder': False,
       'enc_dec_transformer': False,

@@ -11,6 +11,7 @@ from sslam_jax import config as config_lib
 from sslam_jax import evaluate
 from sslam_jax import objectives
 from sslam_jax import report
+from sslam_jax import torch_io
 from tools.exporting import trained as trained_lib
 
 _SCORES = pathlib.Path('evaluation', 'scores.json')  # of tools/evaluate.py
@@ -63,7 +64,7 @@ def _summary(trained: trained_lib.Trained) -> str:
 
 def _longest_s(trained: trained_lib.Trained) -> float:
   """By the positions in time that there are."""
-  return trained_lib.COLUMNS * trained.run.vit.patch / 100
+  return torch_io.COLUMNS * trained.run.vit.patch / 100
 
 
 def _usage(trained: trained_lib.Trained) -> str:

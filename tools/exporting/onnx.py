@@ -62,17 +62,10 @@ def sslam(trained: trained_lib.Trained) -> Any:
   torch = torch_files.library('torch')
   module = torch_files.library('sslam_jax.exported.sslam_torch')
   tensors = torch_io.to_huggingface(trained.encoder())
-  vit, mel = trained.run.vit, trained.config.data.mel
-  tree = settings.model(trained.run)
-  model = module.Sslam(
-      width=vit.width, depth=vit.depth, heads=vit.heads,
-      mlp_ratio=vit.mlp_ratio, patch=vit.patch, rate_hz=mel.rate_hz,
-      mel_bins=mel.mel_bins, mean=mel.mean, std=mel.std,
-      classes=len(trained.run.classes) if trained.is_classifier else 0,
-      pooling=tree['pooling'], head_norm=tree['head_norm'],
-  )
+  model = module.build(settings.model(trained.run),
+                       classes=len(trained.run.classes))
   model.load_state_dict({
-      name.removeprefix('model.'): torch.from_numpy(np.array(tensor))
+      name.removeprefix(torch_io.CLASSIFIER): torch.from_numpy(np.array(tensor))
       for name, tensor in tensors.items()
   })
   return model

@@ -12,11 +12,6 @@ from sslam_jax import state
 from sslam_jax import torch_io
 from sslam_jax import train
 
-# Time patches that the official tables of positions have; 122.88 s.
-COLUMNS = 768
-POSITIONS = 'modality_encoders.IMAGE.fixed_positional_encoder.positions'
-CLASSIFIER = 'model.'  # prefix of a classifier's encoder, in official names
-
 Tensors = dict[str, np.ndarray]
 
 
@@ -88,9 +83,9 @@ def official(params: state.Params, mel_bins: int) -> Tensors:
   kernel = params['encoder']['patch']['kernel']
   area, width = kernel.shape
   columns = mel_bins // round(area**0.5)
-  prefix = CLASSIFIER * ('head' in params)
-  table = model_lib.positions((COLUMNS, columns), width)[None]
-  return {**tensors, prefix + POSITIONS: table}
+  prefix = torch_io.CLASSIFIER * ('head' in params)
+  table = model_lib.positions((torch_io.COLUMNS, columns), width)[None]
+  return {**tensors, prefix + torch_io.POSITIONS: table}
 
 
 def _is_imported(path: str) -> bool:

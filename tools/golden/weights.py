@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sslam_jax import checkpoint
+from sslam_jax import pretrained
 from sslam_jax import run_folder
 from sslam_jax import state
 from sslam_jax import torch_io
@@ -89,9 +90,7 @@ def normal(seed: int, shape: Iterable[int]) -> np.ndarray:
 def _trees(path: pathlib.Path) -> Iterator[state.Params]:
   """Parameters of the student, and of the teacher if there is one."""
   config = run_folder.read_config(path)
-  mel, names = config.data.mel, config.data.views.names
-  like = jax.eval_shape(lambda: config.objective.init(
-      jax.random.key(0), (mel.frames, mel.mel_bins), len(names)))
+  like = jax.eval_shape(lambda: pretrained.initial(config))
   parts = checkpoint.contents(str(path))
   student = {name: like[name] for name in parts if name in like}
   yield jax.device_get(checkpoint.load_params(str(path), like=student))
