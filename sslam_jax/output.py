@@ -17,7 +17,9 @@ import operator
 import os
 import pathlib
 import re
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -204,6 +206,21 @@ def replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.replace(unfinished, path)
   finally:
     unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that becomes `path`, new or empty, in the end, unless that fails.
+
+  Its name is its own: of two that write to one `path`, one fails.
+  """
+  unfinished = path.with_name(f'.unfinished-{path.name}-{uuid.uuid4().hex}')
+  unfinished.mkdir(parents=True)
+  try:
+    yield unfinished
+    os.replace(unfinished, path)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_library(kind: Format) -> None:

@@ -4,8 +4,10 @@ import copy
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import resource
 import shutil
 import sys
 import types
@@ -38,6 +40,8 @@ TOLERANCE = 2e-5  # absolute, of tokens, logits and scores
 CLASSES = exports.CLASSES
 IMAGE = 'modality_encoders.IMAGE.'
 POSITIONS = f'{IMAGE}fixed_positional_encoder.positions'
+NAMES = {'fairseq': 'x.pt', 'huggingface': 'x', 'onnx': 'x.onnx',
+         'state_dict': 'x.safetensors'}
 # Fixtures.
 stage1, classifier = exports.stage1, exports.classifier
 _GOLDEN = pathlib.Path(__file__).parent / 'testdata' / 'golden'
@@ -48,12 +52,10 @@ def exported(stage1, classifier, tmp_path_factory):
   """Path of each run, kind and format; written when first asked for."""
   folder, runs, paths = tmp_path_factory.mktemp('out'), {
       'student': stage1, 'teacher': stage1, 'classifier': classifier}, {}
-  names = {'fairseq': 'x.pt', 'huggingface': 'x', 'onnx': 'x.onnx',
-           'state_dict': 'x.safetensors'}
 
   def write(run, kind):
     if (run, kind) not in paths:
-      out = paths[run, kind] = folder / run / names[kind]
+      out = paths[run, kind] = folder / run / NAMES[kind]
       weights = 'teacher' if run == 'teacher' else 'student'
       assert export_torch.main([
           runs[run][0].workdir, f'--format={kind}', f'--out={out}',
@@ -415,6 +417,45 @@ def test_wrong_usage_is_one_line_and_writes_nothing(
   assert {x.name for x in tmp_path.iterdir()} == {
       'old.safetensors', 'old.labels.csv'}
   assert (tmp_path / 'old.safetensors').read_text() == 'stays'
+
+
+@pytest.fixture
+def full_disk():
+  """Calls it and no file may be of more bytes; returns what ends that."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+  yield limit
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize('kind', ['fairseq', 'huggingface', 'state_dict'])
+def test_a_failed_write_leaves_nothing_and_can_be_repeated(
+    kind, classifier, tmp_path, capsys, monkeypatch, full_disk
+):
+  out = tmp_path / NAMES[kind]
+  words = [classifier[0].workdir, f'--format={kind}', f'--out={out}']
+  full_disk(100_000)
+  assert export_torch.main(words) == 2
+  full_disk(resource.RLIM_INFINITY)
+  error = capsys.readouterr().err
+  assert 'File too large' in error and error.count('\n') == 1
+  assert not [*tmp_path.iterdir()]
+  replace = os.replace
+
+  def fail(source, path):
+    if path == out:  # the last of them: labels are there by now
+      raise OSError('no more inodes')
+    replace(source, path)
+
+  monkeypatch.setattr(os, 'replace', fail)
+  assert export_torch.main(words) == 2
+  assert capsys.readouterr().err == 'error: no more inodes\n'
+  assert not [*tmp_path.iterdir()]
+  monkeypatch.undo()
+  assert export_torch.main(words) == 0
 
 
 def test_an_unknown_format_is_refused(capsys):

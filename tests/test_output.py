@@ -149,6 +149,17 @@ def test_what_fails_leaves_no_file(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_two_that_write_one_folder_leave_one_whole(tmp_path):
+  (tmp_path / 'out').mkdir()  # empty
+  with (pytest.raises(OSError, match='not empty'),
+        output.new_folder(tmp_path / 'out') as late):
+    (late / 'a').write_text('late')
+    with output.new_folder(tmp_path / 'out') as early:
+      (early / 'a').write_text('early')
+  assert [x.name for x in tmp_path.iterdir()] == ['out']
+  assert (tmp_path / 'out' / 'a').read_text() == 'early'
+
+
 def test_failures_of_an_earlier_call_are_forgotten(tmp_path):
   output.write_failed(tmp_path, {'a.wav': 'no samples'})
   assert (tmp_path / output.FAILED).read_text() == 'a.wav\tno samples\n'

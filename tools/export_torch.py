@@ -13,12 +13,9 @@ or not at all. Exit status: 0, or 2 for wrong usage.
 """
 
 import argparse
-import contextlib
-import os
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, get_args
 
 # For a checkout that is not installed.
@@ -116,7 +113,7 @@ def _check_new(out: pathlib.Path, kind: Format) -> None:
 
 
 def _write_folder(trained: trained_lib.Trained, out: pathlib.Path) -> None:
-  with _replaced_folder(out) as unfinished:
+  with output.new_folder(out) as unfinished:
     huggingface.write(trained, unfinished)
 
 
@@ -136,19 +133,6 @@ _WRITERS: dict[
     'fairseq': fairseq.write, 'huggingface': _write_folder,
     'state_dict': _write_state_dict, 'onnx': _write_onnx,
 }
-
-
-@contextlib.contextmanager
-def _replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder beside `path` that becomes it in the end, unless that fails."""
-  unfinished = path.with_name(f'.unfinished-{path.name}')
-  shutil.rmtree(unfinished, ignore_errors=True)
-  unfinished.mkdir()
-  try:
-    yield unfinished
-    os.replace(unfinished, path)
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _size(path: pathlib.Path) -> str:

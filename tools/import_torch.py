@@ -12,10 +12,8 @@ Exit status: 0, 2 for wrong usage or a bad file, 130 if stopped.
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -34,6 +32,7 @@ from sslam_jax import classify
 from sslam_jax import config as config_lib
 from sslam_jax import model
 from sslam_jax import objectives
+from sslam_jax import output
 from sslam_jax import run_folder
 from sslam_jax import state
 from sslam_jax import torch_files
@@ -119,17 +118,12 @@ def convert(options: argparse.Namespace) -> Imported:
 
 def write(imported: Imported, out: pathlib.Path) -> None:
   """Writes the run folder, whole or not at all."""
-  out.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = out.with_name(f'.{out.name}.{os.getpid()}.unfinished')
-  try:
+  with output.new_folder(out) as unfinished:
     checkpoint.save_weights(
         str(unfinished), imported.read.updates or 0, imported.params,
         imported.teacher,
     )
     run_folder.write_config(unfinished, imported.config)
-    unfinished.rename(out)
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _teacher(read: torch_files.Checkpoint) -> state.Params | None:

@@ -23,6 +23,7 @@ tasks/pretraining_AS2M.py, finetuning.py, config/pretraining_AS2M.yaml,
 finetuning.yaml.
 """
 
+import contextlib
 import csv
 import pathlib
 from collections.abc import Sequence
@@ -80,11 +81,25 @@ def write(trained: trained_lib.Trained, path: pathlib.Path) -> None:
   for tensors in (tree['model'], tree['model'].get('_ema', {})):
     for name in tensors.keys() - {'_ema'}:
       tensors[name] = torch.from_numpy(tensors[name].copy())
-  with output.replaced(path) as unfinished:
-    with unfinished.open('wb') as file:
+  with contextlib.ExitStack() as undo:
+    with output.replaced(path) as unfinished:
+      _save(torch, tree, unfinished)
+      if trained.is_classifier:
+        labels = labels_path(path)
+        with output.replaced(labels) as table:
+          _write_labels(trained.run.classes, table)
+        undo.callback(labels.unlink)
+    undo.pop_all()  # both are there
+
+
+def _save(torch: Any, tree: Tree, path: pathlib.Path) -> None:
+  """torch.save, which makes another error of a full disk: here an OSError."""
+  with path.open('wb') as file:
+    try:
       torch.save(tree, file)
-    if trained.is_classifier:
-      _write_labels(trained.run.classes, labels_path(path))
+    except RuntimeError as error:
+      reason = error.__context__ or error
+      raise OSError(f'{path}: cannot write: {reason}') from None
 
 
 def state(trained: trained_lib.Trained, path: pathlib.Path) -> Tree:

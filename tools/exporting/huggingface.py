@@ -6,10 +6,10 @@ import shutil
 from typing import Any
 
 from sslam_jax import exported
-from sslam_jax import torch_files
 from sslam_jax import torch_io
 from tools.exporting import model_card
 from tools.exporting import settings
+from tools.exporting import state_dict
 from tools.exporting import trained as trained_lib
 
 # What `trust_remote_code=True` runs; they import nothing of this package.
@@ -19,11 +19,8 @@ _CODE = ('sslam_torch.py', 'configuration_sslam.py',
 
 def write(trained: trained_lib.Trained, folder: pathlib.Path) -> None:
   """Writes all files into a folder that exists."""
-  safetensors = torch_files.library('safetensors.numpy')
-  safetensors.save_file(
-      torch_io.to_huggingface(trained.encoder()),
-      folder / 'model.safetensors', metadata={'format': 'pt'},
-  )
+  state_dict.save(torch_io.to_huggingface(trained.encoder()),
+                  folder / 'model.safetensors')
   _write_json(folder / 'config.json', settings.model(trained.run))
   _write_json(folder / 'preprocessor_config.json',
               settings.preprocessor(trained.run))

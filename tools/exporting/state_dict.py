@@ -14,9 +14,16 @@ def write(trained: trained_lib.Trained, path: pathlib.Path) -> None:
   Its metadata are `format`, as PyTorch's own files have it, and `config`: the
   JSON of `settings`.
   """
-  safetensors = torch_files.library('safetensors.numpy')
-  safetensors.save_file(
-      trained.student(), path,
-      metadata={'format': 'pt', 'config': json.dumps(
-          settings.model(trained.run))},
-  )
+  save(trained.student(), path, config=json.dumps(settings.model(trained.run)))
+
+
+def save(
+    tensors: trained_lib.Tensors, path: pathlib.Path, **metadata: str
+) -> None:
+  """Writes a safetensors file that PyTorch reads.
+
+  Not by their own function, whose file only its owner may read and which makes
+  another error of a full disk.
+  """
+  library = torch_files.library('safetensors.numpy')
+  path.write_bytes(library.save(tensors, {'format': 'pt', **metadata}))
