@@ -8,6 +8,7 @@ config.json of the published Hugging Face models.
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from sslam_jax import audio
@@ -21,6 +22,18 @@ _POOLINGS = {
 }
 _PROBLEMS = {
     'multi_label_classification': 'bce', 'single_label_classification': 'ce',
+}
+_DIVISORS = 'positives', 'clips', 'elements'
+# What the official code makes of its flags; None: of neither. In fine-tuning
+# its task chooses the normalisation and its model the loss, each by its own,
+# and of both the first of these counts. Pre-training has AudioSet's.
+NORMS: dict[str | None, str] = {
+    'spcv2_eval': 'speech_commands', 'esc50_eval': 'esc50',
+    None: 'audioset',
+}
+LOSSES: dict[str | None, tuple[str, str]] = {
+    'spcv2_eval': ('bce', 'clips'), 'esc50_eval': ('ce', 'positives'),
+    None: ('bce', 'positives'),
 }
 _SIZES = ('width', 'depth', 'mlp_ratio', 'patch')
 
@@ -82,29 +95,34 @@ def of(checkpoint: torch_files.Checkpoint) -> Settings:
 
 
 def _of_huggingface(tree: dict[str, Any]) -> Settings:
-  problem = _value(tree, str, 'problem_type')
-  if problem not in (None, *_PROBLEMS):
-    raise ValueError(f'problem_type: want one of {", ".join(_PROBLEMS)}, '
-                     f'got {problem}')
-  pooling = _value(tree, str, 'pooling')
-  if pooling not in (None, *_POOLINGS.values()):
-    known = dict.fromkeys(_POOLINGS.values())
-    raise ValueError(f'pooling: want one of {", ".join(known)}, got {pooling}')
+  problem = _choice(tree, 'problem_type', _PROBLEMS)
+  published = _value(tree, list, 'img_size') or []  # frames, mel bins
   return Settings(
       heads=_value(tree, int, 'num_attention_heads', 'num_heads'),
-      frames=_value(tree, int, 'max_frames'),
+      frames=_value(tree | {'img_size': next(iter(published), None)}, int,
+                    'max_frames', 'img_size'),
       rate_hz=_value(tree, int, 'sampling_rate'),
       mel_bins=_value(tree, int, 'num_mel_bins', 'mel_bins'),
       mean=_value(tree, float, 'mel_mean'),
       std=_value(tree, float, 'mel_std'),
-      pooling=pooling,
+      pooling=_choice(tree, 'pooling', dict.fromkeys(_POOLINGS.values())),
       loss_kind=None if problem is None else _PROBLEMS[problem],
+      bce_divisor=_choice(tree, 'bce_divisor', _DIVISORS),
       labels=_labels(_value(tree, dict, 'id2label')),
       width=_value(tree, int, 'hidden_size', 'embed_dim'),
       depth=_value(tree, int, 'num_hidden_layers', 'depth'),
       mlp_ratio=_value(tree, int, 'mlp_ratio'),
       patch=_value(tree, int, 'patch_size'),
   )
+
+
+def _choice(
+    tree: dict[str, Any], name: str, choices: Collection[str]
+) -> str | None:
+  value = _value(tree, str, name)
+  if value not in (None, *choices):
+    raise ValueError(f'{name}: want one of {", ".join(choices)}, got {value}')
+  return value
 
 
 def _labels(names: dict[str, Any] | None) -> tuple[str, ...] | None:
@@ -124,14 +142,10 @@ def _of_fairseq(tree: dict[str, Any]) -> Settings:
   before = _part(model, 'pretrained_model_args')
   network = _part(before, 'model') or model
   image = _part(_part(network, 'modalities'), 'image')
-  flags = {name for part in (task, model) for name in part
-           if part[name] is True}
-  norm, loss_kind, divisor = 'audioset', 'bce', 'positives'
-  if 'esc50_eval' in flags:
-    norm, loss_kind = 'esc50', 'ce'
-  elif 'spcv2_eval' in flags:
-    norm, divisor = 'speech_commands', 'clips'
-  mean, std = audio.NORMALISATION[norm]
+  if not model and not task:
+    return Settings()
+  mean, std = audio.NORMALISATION[NORMS[_flag(task, model)]]
+  loss_kind, divisor = LOSSES[_flag(model, task)]
   frames = (part.get('target_length') for part in (task, model, image))
   mode = str(model.get('prediction_mode')).rpartition('.')[2]
   return Settings(
@@ -147,6 +161,12 @@ def _of_fairseq(tree: dict[str, Any]) -> Settings:
       mlp_ratio=_whole(network.get('mlp_ratio')),
       patch=_whole(image.get('patch_size')),
   )
+
+
+def _flag(*parts: dict[str, Any]) -> str | None:
+  """Which is set in the first of these that has any."""
+  flags = next((x for x in parts if not NORMS.keys().isdisjoint(x)), {})
+  return next((flag for flag in NORMS if flags.get(flag) is True), None)
 
 
 def _part(tree: dict[str, Any], name: str) -> dict[str, Any]:

@@ -14,23 +14,28 @@ CLASSES = 'bell, big', 'cat', 'dög'
 
 
 def saved(config, step=7):
-  """A run folder in which no two parameters have the same value."""
+  """A run folder with `drawn` parameters."""
+  state = drawn(config, step)
+  tiny.save(config, state, step)
+  return config, state
+
+
+def drawn(config, step=7):
+  """A run's state in which no two parameters have the same value."""
   shape = config.data.mel.frames, config.data.mel.mel_bins
   shapes = jax.eval_shape(lambda: config.objective.init(
       jax.random.key(0), shape, len(config.data.views.names)))
   rng = np.random.default_rng(0)
 
-  def drawn(tree):
+  def values(tree):
     return jax.tree.map(lambda x: jnp.asarray(
         0.2 * rng.standard_normal(x.shape, np.float32)), tree)
 
-  state = state_lib.TrainState(
-      step=jnp.int32(step), params=drawn(shapes),
-      teacher=drawn(config.objective.teacher(shapes)),
+  return state_lib.TrainState(
+      step=jnp.int32(step), params=values(shapes),
+      teacher=values(config.objective.teacher(shapes)),
       opt_state=jnp.zeros(1), rng=jax.random.key(0),
   )
-  tiny.save(config, state, step)
-  return config, state
 
 
 def official_size(config):

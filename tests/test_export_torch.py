@@ -20,6 +20,7 @@ import safetensors
 import torch
 from safetensors import numpy as safetensors_numpy
 
+from sslam_jax import audio
 from sslam_jax import classify
 from sslam_jax import evaluate
 from sslam_jax import model
@@ -148,6 +149,60 @@ def test_fairseq_of_a_classifier(exported, classifier):
   assert tree['sslam_jax']['id2label'] == dict(zip('012', CLASSES))
 
 
+_ESC50, _SPEECH = 'esc50_eval', 'spcv2_eval'
+
+
+@pytest.mark.parametrize(('loss', 'norm', 'task', 'network'), [
+    (('bce', 'clips'), audio.NORMALISATION['speech_commands'], _SPEECH,
+     _SPEECH),
+    (('ce', 'clips'), audio.NORMALISATION['esc50'], _ESC50, _ESC50),
+    (('ce', 'positives'), audio.NORMALISATION['audioset'], None, _ESC50),
+    (('ce', 'positives'), audio.NORMALISATION['speech_commands'], _SPEECH,
+     _ESC50),
+    (('ce', 'positives'), (-9.48, 4.55), _ESC50, _ESC50),
+    (('bce', 'positives'), audio.NORMALISATION['audioset'], None, None),
+    (('bce', 'elements'), audio.NORMALISATION['esc50'], None, None),
+])
+def test_fairseq_flags_choose_the_run_s_normalisation_and_loss(
+    loss, norm, task, network, tmp_path
+):
+  trained = in_memory('classifier', *VITS[0])
+  mel, objective = trained.config.data.mel, trained.config.objective
+  objective.loss_kind, objective.bce_divisor = loss
+  mel.mean, mel.std = norm
+  cfg = fairseq.state(trained, tmp_path / 'x.pt')['cfg']
+  for flag in (_ESC50, _SPEECH):
+    assert cfg['task'][flag] is (flag == task)
+    assert cfg['model'][flag] is (flag == network)
+  theirs = audio.NORMALISATION[
+      {_ESC50: 'esc50', _SPEECH: 'speech_commands', None: 'audioset'}[task]]
+  notes = [*fairseq.notes(trained)]
+  assert bool(notes) == (theirs != norm)
+  for note in notes:
+    assert f'mean {theirs[0]} and deviation {theirs[1]}' in note
+    assert f'this run by {norm[0]} and {norm[1]}' in note
+    assert note.endswith(f', where it asks for {task}') == bool(task)
+
+
+def test_what_the_official_code_computes_else_is_one_line(
+    loaded, classifier, tmp_path, capsys
+):
+  assert not [*fairseq.notes(loaded)]  # AudioSet's normalisation
+  other = copy.deepcopy(loaded)
+  other.config.data.mel.mean = -5.0
+  (note,) = fairseq.notes(other)
+  assert 'mean -4.268 and deviation 4.569, this run by -5.0 and 4.569' in note
+  assert export_torch.main([classifier[0].workdir, '--format=fairseq',
+                            f'--out={tmp_path}/x.pt']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(':')[0].split()[0] for line in lines] == [
+      'wrote', 'wrote', 'note', 'next']
+  assert lines[2] == (
+      'note: the official code normalises log-mels by mean -6.627 and '
+      'deviation 5.359, this run by -6.5 and 5.25: set norm_mean and norm_std '
+      'to these in its data/raw_audio_dataset.py, where it asks for esc50_eval')
+
+
 @pytest.mark.parametrize('run', ['student', 'teacher', 'classifier'])
 def test_state_dict_has_every_value(run, exported, stage1, classifier):
   path = exported(run, 'state_dict')
@@ -166,6 +221,8 @@ def test_huggingface_has_every_value(run, exported, stage1, classifier):
   folder = exported(run, 'huggingface')
   tensors = safetensors_numpy.load_file(folder / 'model.safetensors')
   assert all(name.startswith('model.') for name in tensors)
+  modes = {path.stat().st_mode for path in folder.iterdir()}
+  assert len(modes) == 1  # the weights are for whom the rest is
   assert 'model.blocks.1.attn.qkv.weight' in tensors
   assert tensors['model.fixed_positional_encoder.positions'].shape == (
       1, 6144, 32)
@@ -205,6 +262,63 @@ def test_import_makes_the_same_run_again(
     assert config.objective.loss_kind == before.objective.loss_kind
   assert trained.is_imported
   assert 'unknown here: the weights are imported' in model_card.text(trained)
+
+
+VITS = [
+    (model.Vit(width=32, depth=2, heads=2), model.Decoder(depth=1, groups=4)),
+    (model.Vit(width=48, depth=3, heads=4, mlp_ratio=2),
+     model.Decoder(depth=2, groups=8, kernel=5)),
+]
+
+
+def in_memory(run, vit, decoder):
+  """What `trained_lib.load` would read of such a run."""
+  config = {'classifier': tiny.classify}.get(run, tiny.stage1)('')
+  config.objective.vit = vit
+  if run == 'classifier':
+    config.data.views.classes = CLASSES
+    config.objective.bce_divisor = 'clips'
+  else:
+    config.objective.decoder = decoder
+  state = jax.device_get(exports.drawn(exports.official_size(config)))
+  params, teacher = state.params, None
+  if run != 'classifier':
+    teacher = {'encoder': state.teacher}
+    params = teacher if run == 'teacher' else params
+  kept = {name: params[name] for name in params if name != 'decoder'}
+  return trained_lib.Trained(
+      run=trained_lib.pretrained.Model(path='', step=7, config=config,
+                                       params=kept),
+      weights='teacher' if run == 'teacher' else 'student',
+      params=params, teacher=teacher, is_imported=False)
+
+
+@pytest.mark.parametrize(('run', 'kind'), [
+    ('student', 'fairseq'), ('classifier', 'fairseq'),
+    *((run, kind) for run in ('student', 'teacher', 'classifier')
+      for kind in ('state_dict', 'huggingface')),
+])
+@pytest.mark.parametrize(('vit', 'decoder'), VITS)
+def test_every_format_gives_back_every_value_and_size(
+    vit, decoder, run, kind, tmp_path
+):
+  trained = in_memory(run, vit, decoder)
+  export_torch._WRITERS[kind](trained, tmp_path / NAMES[kind])
+  found = import_torch.convert(import_torch._parser().parse_args(
+      [str(tmp_path / NAMES[kind]), '--out=x']))
+  params = trained.run.params if kind == 'huggingface' else trained.params
+  assert_equal(found.params, params)
+  assert not found.guesses
+  assert found.config.data.mel == trained.config.data.mel
+  ours, theirs = found.config.objective, trained.config.objective
+  assert ours.vit == vit
+  if run == 'classifier':
+    assert ours.bce_divisor == 'clips' and ours.head == theirs.head
+    assert found.config.data.views.names == CLASSES
+  elif 'decoder' in params:
+    assert ours.decoder == decoder
+  if (run, kind) == ('student', 'fairseq'):
+    assert_equal({'encoder': found.teacher}, trained.teacher)
 
 
 def test_settings_name_the_classes_and_the_front_end(exported):

@@ -263,6 +263,33 @@ def test_what_is_not_there_is_told(stage1, tmp_path, capsys):
   assert config.data.mel == audio.LogMel(frames=640, mean=-3.0, std=2.0)
 
 
+_AUDIOSET = ('not in the checkpoint, taken instead: mean -4.268 and deviation '
+             '4.569 (--mel_mean, --mel_std)\n')
+
+
+def test_a_normalisation_that_is_not_in_the_file_is_told(
+    stage1, tmp_path, capsys
+):
+  tree = official.fairseq(official.tensors_of(stage1[0]))  # without cfg
+  for name, saved in (('plain', tree['model']), ('no_cfg', tree)):
+    path = official.save(saved, tmp_path / f'{name}.pt')
+    assert run(path, '--out', tmp_path / name, '--heads', 2) == 0
+    told = capsys.readouterr().out
+    assert _AUDIOSET in told
+    assert told.count('taken instead') == 2  # and the length of the clips
+
+
+def test_so_is_a_loss(fine_tuned, tmp_path, capsys):
+  path = official.save(official.fairseq(official.tensors_of(fine_tuned)),
+                       tmp_path / 'x.pt')
+  assert run(path, '--out', tmp_path / 'run', '--heads', 2) == 0
+  told = capsys.readouterr().out
+  assert _AUDIOSET in told
+  assert 'taken instead: loss bce (--loss)\n' in told
+  assert 'taken instead: pooling class\n' in told
+  assert '\nclasses: 3 (class 0, class 1, class 2), pooling ' in told
+
+
 @pytest.mark.parametrize(('text', 'names'), [
     ('index,mid,display_name\n0,/m/1,"Speech, male"\n1,/m/2,Dog\n2,/m/3,C\n',
      ('Speech, male', 'Dog', 'C')),

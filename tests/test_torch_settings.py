@@ -20,10 +20,8 @@ def settings(**changes):
 
 
 def test_nothing_is_said_by_no_settings():
-  said = settings(fairseq={})
-  mean, std = audio.NORMALISATION['audioset']
-  assert said == torch_settings.Settings(
-      mean=mean, std=std, loss_kind='bce', bce_divisor='positives')
+  assert settings(fairseq={}) == torch_settings.Settings()
+  assert settings(fairseq={'common': {'seed': 1}}) == torch_settings.Settings()
 
 
 def test_pre_training_says_the_sizes():
@@ -51,6 +49,26 @@ def test_fine_tuning_says_data_and_loss(flag, norm, kind, divisor, part):
   assert (said.heads, said.frames) == (16, 128)
 
 
+def flags(esc50=False, spcv2=False):
+  return {'esc50_eval': esc50, 'spcv2_eval': spcv2}
+
+
+@pytest.mark.parametrize(('task', 'model', 'norm', 'loss'), [
+    (flags(spcv2=True), flags(esc50=True), 'speech_commands',
+     ('ce', 'positives')),
+    (flags(), flags(esc50=True), 'audioset', ('ce', 'positives')),
+    (flags(esc50=True), flags(), 'esc50', ('bce', 'positives')),
+    (flags(True, True), flags(True, True), 'speech_commands',
+     ('bce', 'clips')),
+])
+def test_the_task_s_flags_are_of_the_data_and_the_model_s_of_the_loss(
+    task, model, norm, loss
+):
+  said = settings(fairseq={'task': task, 'model': model})
+  assert (said.mean, said.std) == audio.NORMALISATION[norm]
+  assert (said.loss_kind, said.bce_divisor) == loss
+
+
 @pytest.mark.parametrize(('mode', 'pooling'), [
     ('CLS_TOKEN', 'class'), ('PredictionMode.MEAN_POOLING', 'mean'),
     (2, 'class'), ('LIN_SOFTMAX', 'linear_softmax'), (1, 'mean'), (None, None),
@@ -71,8 +89,10 @@ def test_what_stands_elsewhere_is_not_known():
 def test_published_hugging_face_models_have_other_words():
   said = settings(huggingface={
       'model_type': 'eat', 'embed_dim': 768, 'depth': 12, 'num_heads': 12,
-      'mel_bins': 128, 'mlp_ratio': 4.0, 'num_classes': 527})
+      'mel_bins': 128, 'mlp_ratio': 4.0, 'num_classes': 527,
+      'img_size': [512, 128]})
   said.check(model.base())
+  assert (said.frames, said.mean, said.loss_kind) == (512, None, None)
   assert (said.heads, said.mel_bins, said.labels) == (12, 128, None)
 
 
@@ -84,6 +104,9 @@ def test_published_hugging_face_models_have_other_words():
     ({'mel_mean': True}, 'mel_mean: want a number, got True'),
     ({'pooling': 'cls'}, 'want one of mean, class, linear_softmax, got cls'),
     ({'problem_type': 'regression'}, 'problem_type: want one of .*regression'),
+    ({'bce_divisor': 'x'}, 'one of positives, clips, elements, got x'),
+    ({'img_size': [1.5, 128]}, 'img_size: want a positive whole .*got 1.5'),
+    ({'img_size': 1024}, 'img_size: want list, got 1024'),
     ({'id2label': {'0': 'a', '2': 'b'}}, 'the numbers 0 to 1, got 0, 2'),
     ({'id2label': ['a']}, r"id2label: want dict, got \['a'\]"),
 ])

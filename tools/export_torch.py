@@ -53,15 +53,18 @@ def main(args: list[str]) -> int:
   """Prints what was written; for the exit status see above."""
   options = _parser().parse_args(args)
   try:
-    for path in export(options.run, options.format, options.out,
-                       weights=options.weights):
-      print(f'wrote {path} ({_size(path)})')
+    files, notes = export(options.run, options.format, options.out,
+                          weights=options.weights)
   except (OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('stopped', file=sys.stderr)
     return 130
+  for path in files:
+    print(f'wrote {path} ({_size(path)})')
+  for note in notes:
+    print(f'note: {note}')
   print(f'next: {_NEXT[options.format].format(out=options.out)}')
   return 0
 
@@ -72,8 +75,8 @@ def export(
     out: pathlib.Path,
     *,
     weights: pretrained.Weights = 'student',
-) -> list[pathlib.Path]:
-  """Writes the weights of a run; returns the files.
+) -> tuple[list[pathlib.Path], list[str]]:
+  """Writes the weights of a run; returns the files, and what to know of them.
 
   Raises:
     ValueError: No run folder, or `out` is taken, or the format cannot hold
@@ -90,10 +93,10 @@ def export(
     fairseq.check(trained)
   out.parent.mkdir(parents=True, exist_ok=True)
   _WRITERS[kind](trained, out)
-  if out.is_dir():
-    return sorted(out.iterdir())
-  labels = fairseq.labels_path(out)
-  return [out, labels] if kind == 'fairseq' and labels.exists() else [out]
+  if kind != 'fairseq':
+    return sorted(out.iterdir()) if out.is_dir() else [out], []
+  files = [out, fairseq.labels_path(out)][:1 + trained.is_classifier]
+  return files, [*fairseq.notes(trained)]
 
 
 def _check_new(out: pathlib.Path, kind: Format) -> None:

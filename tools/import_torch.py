@@ -303,7 +303,8 @@ def _told(imported: Imported, out: pathlib.Path) -> Iterator[str]:
     objective = config.objective
     assert isinstance(objective, classify.Classify)
     names = config.data.views.names
-    yield (f'classes: {len(names)} ({", ".join(names[:3])}, ...), pooling '
+    shown = ', '.join(names[:3]) + ', ...' * (len(names) > 3)
+    yield (f'classes: {len(names)} ({shown}), pooling '
            f'{objective.head.pooling}, loss {objective.loss_kind}')
   for guess in imported.guesses:
     yield f'not in the checkpoint, taken instead: {guess}'

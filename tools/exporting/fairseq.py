@@ -6,9 +6,12 @@ loads `model` with `strict=True`. `cfg` is written as fairseq resolves it: plain
 values, enums by name. Its values are those of the run, or the published ones
 where the run has none:
 
-- The official code has its normalisation constants in its source, not in
-  `cfg`: ours are in `sslam_jax`, a key of ours that fairseq passes over, with
-  the names of the classes.
+- The official code has its normalisation constants in its source, where flags
+  in `cfg` choose among three: `notes` tells where none is the run's. Ours are
+  in `sslam_jax`, a key of ours that fairseq passes over, with the names of the
+  classes.
+- A flag of the model chooses the loss too. 'bce' of `elements` there is that of
+  `positives`; that of `clips` needs mixup, or is 'ce' there.
 - `cls_loss` is `global_weight` over the 192 rows of a GPU of the published
   runs, by which their loss is the larger.
 - Of a classifier, the pre-training it came from is not known: its settings are
@@ -26,13 +29,15 @@ finetuning.yaml.
 import contextlib
 import csv
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sslam_jax import audio
 from sslam_jax import objectives
 from sslam_jax import output
 from sslam_jax import torch_files
 from sslam_jax import torch_io
+from sslam_jax import torch_settings
 from sslam_jax import views as views_lib
 from tools.exporting import settings
 from tools.exporting import trained as trained_lib
@@ -67,6 +72,18 @@ def check(trained: trained_lib.Trained) -> None:
   ):
     raise ValueError(f'{trained.run.path}: want a run with decoder and teacher '
                      f'for --format fairseq, got an encoder alone')
+
+
+def notes(trained: trained_lib.Trained) -> Iterator[str]:
+  """What has to be changed in the official code for this run's outputs."""
+  mel = trained.config.data.mel
+  flag, _ = _flags(trained) if trained.is_classifier else (None, None)
+  theirs = audio.NORMALISATION[torch_settings.NORMS[flag]]
+  if theirs != (mel.mean, mel.std):
+    yield (f'the official code normalises log-mels by mean {theirs[0]} and '
+           f'deviation {theirs[1]}, this run by {mel.mean} and {mel.std}: set '
+           f'norm_mean and norm_std to these in its data/raw_audio_dataset.py'
+           + (f', where it asks for {flag}' if flag else ''))
 
 
 def labels_path(path: pathlib.Path) -> pathlib.Path:
@@ -336,11 +353,30 @@ def _image(
   }
 
 
+def _flags(trained: trained_lib.Trained) -> tuple[str | None, str | None]:
+  """Which to set in the task, for the normalisation, and in the model."""
+  mel, objective = trained.config.data.mel, trained.run.classifier
+  wanted = objective.loss_kind, (
+      'positives' if objective.is_single else objective.bce_divisor)
+  of_model = next((flag for flag, loss in torch_settings.LOSSES.items()
+                   if loss == wanted), None)
+  if of_model is None:  # with one, the task's validation wants the model's
+    return None, None
+  exact = [flag for flag, norm in torch_settings.NORMS.items()
+           if audio.NORMALISATION[norm] == (mel.mean, mel.std)]
+  return (exact or [of_model])[0], of_model
+
+
+def _set(flag: str | None) -> Tree:
+  return {name: name == flag for name in torch_settings.NORMS if name}
+
+
 def _classification_task(
     trained: trained_lib.Trained, data: str, labels: str
 ) -> Tree:
   labelled = trained.config.data.views
   assert isinstance(labelled, views_lib.Labelled)
+  flag, _ = _flags(trained)
   return {
       '_name': 'mae_image_classification',
       'data': data,
@@ -354,8 +390,7 @@ def _classification_task(
       'h5_format': False,
       'AS2M_finetune': False,
       'spcv1_finetune': False,
-      'spcv2_eval': False,
-      'esc50_eval': trained.run.classifier.is_single,
+      **_set(flag),
   }
 
 
@@ -363,6 +398,7 @@ def _classification(trained: trained_lib.Trained, data: str) -> Tree:
   objective, labelled = trained.run.classifier, trained.config.data.views
   assert isinstance(labelled, views_lib.Labelled)
   mixup, spec = labelled.mixup, labelled.spec
+  _, flag = _flags(trained)
   return {
       '_name': 'mae_image_classification',
       **_NO_DROPOUT,
@@ -385,8 +421,7 @@ def _classification(trained: trained_lib.Trained, data: str) -> Tree:
       'prediction_mode': _POOLING[objective.head.pooling],
       'no_decay_blocks': True,
       'audio_mae': True,
-      'esc50_eval': objective.is_single,
-      'spcv2_eval': False,
+      **_set(flag),
       'target_length': trained.config.data.mel.frames,
       'specaug': spec is not None,
       'mask_ratio': spec.share if spec else 0.0,

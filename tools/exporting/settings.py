@@ -66,6 +66,7 @@ def _head(run: pretrained.Model) -> dict[str, Any]:
       'pooling': objective.head.pooling,
       'head_norm': objective.head.norm,
       'problem_type': _PROBLEMS[objective.loss_kind],
+      'bce_divisor': objective.bce_divisor,
       'id2label': {str(i): name for i, name in enumerate(run.classes)},
       'label2id': {name: i for i, name in enumerate(run.classes)},
   }
