@@ -313,6 +313,27 @@ def test_export_leaves_batch_and_length_free():
     close(program(wave, lengths), ours(wave, lengths).detach(), 1e-6)
 
 
+def test_compiling_leaves_batch_and_length_free():
+  ours = sslam_torch.Sslam(width=32, depth=1, heads=2, mel_bins=32)
+  compiled = torch.compile(ours, dynamic=True, backend='aot_eager',
+                           fullgraph=True)
+  with torch.no_grad():
+    for shape in ((2, 5_000), (3, 9_999)):
+      wave, lengths = torch.tensor(noise(*shape)), torch.arange(shape[0]) + 900
+      close(compiled(wave, lengths), ours(wave, lengths), 1e-6)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning',
+                            'ignore:.torch.jit')
+def test_so_does_tracing():
+  ours, lengths = ported(), torch.tensor([5_000, 1_000])
+  traced = torch.jit.trace(ours, (torch.tensor(noise(2, 5_000)), lengths))
+  for samples in (300, 9_999):  # fewer than one frame has, and more than before
+    wave = torch.tensor(noise(2, samples))
+    close(traced(wave, lengths.clamp(max=samples)),
+          ours(wave, lengths.clamp(max=samples)).detach(), 1e-6)
+
+
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'width': 30, 'heads': 3}, 'width: want a multiple of 4, got 30'),
     ({'heads': 5}, 'heads: want a divisor of width 768, got 5'),
@@ -511,6 +532,37 @@ def test_auto_model_gives_the_tokens_of_jax(folders, extractor):
   assert torch.equal(kept[0], found.last_hidden_state)
 
 
+def kernels(model, wave):
+  with torch.profiler.profile(activities=[
+      torch.profiler.ProfilerActivity.CPU]) as profile:
+    model(wave)
+  return {event.key for event in profile.key_averages()
+          if 'dot_product' in event.key}
+
+
+def test_attention_is_fused_or_eager_as_asked(folders):
+  wave, fused = torch.tensor(noise(1, 5_000)), encoder(folders['encoder'])
+  eager = encoder(folders['encoder'], attn_implementation='eager')
+  plain = 'aten::_scaled_dot_product_attention_math'
+  with torch.no_grad():
+    assert plain not in kernels(fused, wave)
+    assert plain in kernels(eager, wave)
+    close(eager(wave).last_hidden_state, fused(wave).last_hidden_state, 1e-6)
+
+
+@pytest.mark.parametrize('kind', ['encoder', 'single'])
+def test_attentions_are_not_kept(folders, kind):
+  wave = torch.tensor(noise(1, 5_000))
+  ours = {'encoder': encoder, 'single': classifier}[kind](folders[kind])
+  assert torch.equal(ours(wave, output_attentions=False)[0], ours(wave)[0])
+  with pytest.raises(ValueError, match='output_attentions: want False'):
+    ours(wave, output_attentions=True)
+  ours.config._attn_implementation = 'eager'  # others refuse the next line
+  ours.config.output_attentions = True
+  with pytest.raises(ValueError, match='output_attentions: want False'):
+    ours(wave)
+
+
 def test_auto_classifier_gives_the_logits_of_jax(folders, extractor):
   waves, ours = clips(16_000, 9_999), classifier(folders['single'])
   _, logits = by_jax(padded(waves), [16_000, 9_999], pooling='mean')
@@ -690,10 +742,25 @@ def test_arrays_tensors_and_lists_are_waveforms(extractor):
                                   wanted['input_values'])
 
 
+@pytest.mark.parametrize('kind', [np.asarray, torch.tensor, np.ndarray.tolist])
+def test_an_array_of_clips_is_a_batch(extractor, kind):
+  wave_BxS = noise(3, 5_000)
+  found, wanted = (extractor(x, sampling_rate=16_000, return_tensors='np')
+                   for x in (kind(wave_BxS), [*wave_BxS]))
+  assert found['input_values'].shape == (3, 18_160)
+  for name in ('input_values', 'attention_mask'):
+    np.testing.assert_array_equal(found[name], wanted[name])
+
+
 @pytest.mark.parametrize(('raw', 'options', 'message'), [
     (np.zeros(400, np.float32), {'sampling_rate': 44_100},
      'sampling_rate: want 16000, .*got 44100'),
-    (np.zeros((2, 400), np.float32), {}, r'clip 0: want .*got float32 \[2, 40'),
+    (np.zeros((3, 2, 400), np.float32), {},
+     r'clip 0: want .*got float32 \[3, 2, 400\].*channels have to be mixed'),
+    (np.zeros((400, 2), np.float32), {},
+     r'raw_speech: .*got \[400, 2\], more clips than samples: mix channels'),
+    (np.zeros((0, 400), np.float32), {}, r'clip 0: want .*\[0, 400\]'),
+    ([np.zeros((2, 400), np.float32)], {}, r'clip 0: want .*\[2, 400\]'),
     ([np.zeros(400), np.zeros((400, 2))], {}, r'clip 1: want .*\[400, 2\]'),
     (np.zeros(400, np.int16), {}, 'clip 0: want .*floats.*got int16'),
     (np.zeros(0, np.float32), {}, r'clip 0: want .*got float32 \[0\]'),

@@ -55,7 +55,9 @@ class SslamFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
       raw_speech: One waveform, or a list of them: one-dimensional arrays or
-        tensors of floats in [-1, 1], or lists of floats.
+        tensors of floats in [-1, 1], or lists of floats. Of two dimensions an
+        array or tensor is a batch, [clips, samples], never a clip's channels:
+        mix those before, as with `wave.mean(0)` of [channels, samples].
       sampling_rate: Theirs, in hertz; it has to be the model's.
       padding: None pads to `max_length`, and to the longest clip if that is
         longer: so a clip's result does not depend on shorter neighbours.
@@ -94,13 +96,23 @@ class SslamFeatureExtractor(SequenceFeatureExtractor):
 
 def _waveforms(raw: Any) -> list[np.ndarray]:
   """The waveforms, float32, each checked."""
-  is_batch = isinstance(raw, Sequence) and len(raw) and np.ndim(raw[0]) > 0
+  if isinstance(raw, Sequence):
+    is_batch = len(raw) > 0 and np.ndim(raw[0]) > 0
+  else:
+    raw = np.asarray(raw)
+    is_batch = raw.ndim == 2 and len(raw) > 0
+    if is_batch and raw.shape[0] > raw.shape[1]:
+      raise ValueError(f'raw_speech: want [clips, samples], got '
+                       f'{list(raw.shape)}, more clips than samples: mix '
+                       f'channels first (wave.mean(1)), or pass a list of '
+                       f'waveforms')
   waves = [np.asarray(wave) for wave in (raw if is_batch else [raw])]
   for index, wave in enumerate(waves):
     if wave.ndim != 1 or not wave.size or wave.dtype.kind != 'f':
       raise ValueError(f'clip {index}: want a waveform of one dimension, '
                        f'floats in [-1, 1], got {wave.dtype} '
-                       f'{list(wave.shape)} (a batch is a list of waveforms)')
+                       f'{list(wave.shape)} (a batch is a list of waveforms, '
+                       f'or [clips, samples]; channels have to be mixed)')
     if not np.isfinite(wave).all():
       raise ValueError(f'clip {index}: want finite samples, got NaN or '
                        f'infinity')

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
@@ -48,18 +49,31 @@ class SslamPreTrainedModel(PreTrainedModel):
     yield x_BxNxD
     for block in self.model.blocks:
       if self.gradient_checkpointing and self.training:
-        x_BxNxD = self._gradient_checkpointing_func(block.__call__, x_BxNxD)
+        x_BxNxD = self._gradient_checkpointing_func(self._run, block, x_BxNxD)
       else:
-        x_BxNxD = block(x_BxNxD)
+        x_BxNxD = self._run(block, x_BxNxD)
       yield x_BxNxD
+
+  def _run(self, block: nn.Module, x_BxNxD: Tensor) -> Tensor:
+    """A block, with attention computed as the configuration says."""
+    if self.config._attn_implementation != 'eager':
+      return block(x_BxNxD)
+    with sdpa_kernel(SDPBackend.MATH):  # products and softmax, one by one
+      return block(x_BxNxD)
 
   def _tokens(
       self,
       input_values: Tensor,
       attention_mask: Tensor | None,
+      output_attentions: bool | None,
       output_hidden_states: bool | None,
   ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """The last state, and all of them if wanted."""
+    if output_attentions is None:
+      output_attentions = self.config.output_attentions
+    if output_attentions:
+      raise ValueError('output_attentions: want False, as attention is '
+                       'computed without its weights being kept; got True')
     states = self._states(input_values, attention_mask)
     if output_hidden_states is None:
       output_hidden_states = self.config.output_hidden_states
@@ -113,6 +127,7 @@ class SslamModel(SslamPreTrainedModel):
       self,
       input_values: Tensor,
       attention_mask: Tensor | None = None,
+      output_attentions: bool | None = None,
       output_hidden_states: bool | None = None,
       return_dict: bool | None = None,
   ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
@@ -121,6 +136,7 @@ class SslamModel(SslamPreTrainedModel):
     Args:
       input_values: Waveforms in [-1, 1], [clips, samples].
       attention_mask: 1 where there is sound, then 0; None: 1 everywhere.
+      output_attentions: Only False, as attentions are not kept.
       output_hidden_states: Return the states before and after each block.
       return_dict: False returns a tuple.
 
@@ -129,7 +145,7 @@ class SslamModel(SslamPreTrainedModel):
       patches, mel by mel and then time; `pooler_output`: the class token.
     """
     tokens, states = self._tokens(input_values, attention_mask,
-                                  output_hidden_states)
+                                  output_attentions, output_hidden_states)
     output = BaseModelOutputWithPooling(
         last_hidden_state=tokens,
         pooler_output=tokens[:, 0],
@@ -151,6 +167,7 @@ class SslamForAudioClassification(SslamPreTrainedModel):
       input_values: Tensor,
       attention_mask: Tensor | None = None,
       labels: Tensor | None = None,
+      output_attentions: bool | None = None,
       output_hidden_states: bool | None = None,
       return_dict: bool | None = None,
   ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
@@ -161,11 +178,12 @@ class SslamForAudioClassification(SslamPreTrainedModel):
       attention_mask: 1 where there is sound, then 0; None: 1 everywhere.
       labels: Numbers of classes [clips]; or where clips have any number of
         labels, 1 for those they have, [clips, classes].
+      output_attentions: Only False, as attentions are not kept.
       output_hidden_states: Return the states before and after each block.
       return_dict: False returns a tuple.
     """
     tokens, states = self._tokens(input_values, attention_mask,
-                                  output_hidden_states)
+                                  output_attentions, output_hidden_states)
     logits = self.model.logits(tokens)
     output = SequenceClassifierOutput(
         loss=None if labels is None else self._loss(logits.float(), labels),

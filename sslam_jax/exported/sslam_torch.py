@@ -94,7 +94,7 @@ class Sslam(nn.Module):
         raise ValueError(f'{name}: want {wanted}, got {got}')
     self.patch, self.rate_hz, self.mel_bins = patch, rate_hz, mel_bins
     self.mean, self.std, self.pooling = mean, std, pooling
-    self.local_encoder = PatchEmbedding(width, patch)
+    self.local_encoder = PatchEmbedding(width, patch, mel_bins // patch)
     self.fixed_positional_encoder = Positions(width, mel_bins // patch)
     self.extra_tokens = nn.Parameter(torch.randn(1, 1, width))
     self.pre_norm = nn.LayerNorm(width, _NORM_EPSILON)
@@ -147,8 +147,12 @@ class Sslam(nn.Module):
   def frames(self, samples: int) -> int:
     """Frames that fit so many samples, up to whole patches; at least one."""
     window, hop = _window_hop(self.rate_hz)
-    whole = torch.sym_max(samples - window, 0) // (hop * self.patch)
-    return (whole + 1) * self.patch
+    more = samples - window
+    if isinstance(more, Tensor):  # as sizes are while torch.jit traces
+      more = more.clamp(min=0)
+    else:
+      more = torch.sym_max(more, 0)
+    return (more // (hop * self.patch) + 1) * self.patch
 
   def encode(self, mel_BxTxF: Tensor) -> Tensor:
     """Tokens [B, 1 + N, D] of normalised log-mels."""
@@ -173,8 +177,9 @@ class Sslam(nn.Module):
 class PatchEmbedding(nn.Module):
   """A linear map of each patch."""
 
-  def __init__(self, width: int, patch: int) -> None:
+  def __init__(self, width: int, patch: int, rows: int) -> None:
     super().__init__()
+    self.rows = rows
     self.proj = nn.Conv2d(1, width, patch, patch)
 
   def forward(self, mel_BxTxF: Tensor) -> Tensor:
@@ -185,7 +190,9 @@ class PatchEmbedding(nn.Module):
       raise ValueError(f'frames: want {patch} to {longest}, for which there '
                        f'are positions, got {frames}')
     mel_BxRxPxF = mel_BxTxF[:, _spans(mel_BxTxF, frames // patch, patch, patch)]
-    x = mel_BxRxPxF.to(self.proj.weight.dtype).unflatten(3, (-1, patch))
+    x = mel_BxRxPxF.to(self.proj.weight.dtype)
+    # With -1 instead, torch.compile asks where the number of mel bins is from.
+    x = x.unflatten(3, (self.rows, patch))
     x_BxNxP = x.transpose(2, 3).flatten(3).flatten(1, 2)
     # Not as a convolution: cuDNN computes those in TF32 unless told otherwise.
     return F.linear(x_BxNxP, self.proj.weight.flatten(1), self.proj.bias)
@@ -328,7 +335,8 @@ def _log_mel(
   wave_BxS = torch.where(valid_BxS, wave_BxS, 0.0).to(filters.dtype)
   total_Bx1 = wave_BxS.sum(1, keepdim=True)
   wave_BxS = wave_BxS - total_Bx1 / samples_B[:, None].clamp(min=1)
-  power = _power(_frames(wave_BxS, frames, window, hop), hann_W)
+  power = _power(_frames(wave_BxS, frames, window, hop), hann_W,
+                 _fft_length(window))
   mel_BxTxF = torch.log((power @ filters).clamp(min=_LOG_FLOOR))
   ends_T = torch.arange(frames, device=wave_BxS.device) * hop + window
   is_whole_BxT = ends_T <= samples_B[:, None]
@@ -350,13 +358,13 @@ def _spans(x: Tensor, count: int, step: int, length: int) -> Tensor:
   return starts[:, None] + torch.arange(length, device=x.device)
 
 
-def _power(frame_BxTxW: Tensor, hann_W: Tensor) -> Tensor:
+def _power(frame_BxTxW: Tensor, hann_W: Tensor, fft_length: int) -> Tensor:
   """Power spectra [B, T, FFT bins] of the conditioned frames."""
   frame_BxTxW = frame_BxTxW - frame_BxTxW.mean(2, keepdim=True)
   # The first sample is its own predecessor.
   before = torch.cat([frame_BxTxW[:, :, :1], frame_BxTxW[:, :, :-1]], 2)
   frame_BxTxW = (frame_BxTxW - _PRE_EMPHASIS * before) * hann_W
-  spectrum = torch.fft.rfft(frame_BxTxW, _fft_length(hann_W.shape[0]))
+  spectrum = torch.fft.rfft(frame_BxTxW, fft_length)
   return spectrum.real.square() + spectrum.imag.square()
 
 
