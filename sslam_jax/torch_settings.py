@@ -166,7 +166,7 @@ def _of_fairseq(tree: dict[str, Any]) -> Settings:
 def _flag(*parts: dict[str, Any]) -> str | None:
   """Which is set in the first of these that has any."""
   flags = next((x for x in parts if not NORMS.keys().isdisjoint(x)), {})
-  return next((flag for flag in NORMS if flags.get(flag) is True), None)
+  return next((x for x in NORMS if x and flags.get(x) is True), None)
 
 
 def _part(tree: dict[str, Any], name: str) -> dict[str, Any]:
