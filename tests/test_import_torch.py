@@ -418,8 +418,8 @@ def golden_run(tmp_path_factory):
         for name, shape in sorted(names)
     }
 
-  student = tensors(601, 'names_pretrain_student_depth1.json')
-  teacher = tensors(602, 'names_pretrain_teacher_ema_depth1.json')
+  student = tensors(101, 'names_pretrain_student_depth2.json')
+  teacher = tensors(202, 'names_pretrain_teacher_ema_depth2.json')
   with official.libraries() as new:
     cfg = official.omegaconf(new, {'model': {'num_heads': 12}})
     path = official.save(official.fairseq(student, teacher, cfg),
@@ -429,14 +429,15 @@ def golden_run(tmp_path_factory):
 
 
 def test_imported_weights_have_the_golden_numbers(golden_run, capsys):
-  """Checksums of both networks, and a step of the moving average."""
-  args = ['--golden', str(_GOLDEN), '--only', 'schedules', 'features',
+  """Checksums of both networks, and losses and gradients of stage 2."""
+  args = ['--golden', str(_GOLDEN), '--only', 'stage2_loss_terms', 'features',
           '--checkpoint', str(golden_run)]
   capsys.readouterr()
   assert parity.main(args) == 0
   told = capsys.readouterr().out
-  assert 'weights_checksums 601:names_pretrain_student_depth1.json l2' in told
-  assert 'weights_checksums 602:names_pretrain_teacher_ema_depth1.' in told
-  assert '\nschedules ema_step/after_l2' in told
+  assert 'weights_checksums 101:names_pretrain_student_depth2.json l2' in told
+  assert 'weights_checksums 202:names_pretrain_teacher_ema_depth2.' in told
+  assert '\nstage2_loss_terms A/mix_patch_loss/sum' in told
+  assert '\nstage2_loss_terms eat_cls_loss/grad_l2 (35 tensors' in told
   assert ('not compared: features *: no --checkpoint has the tensors of '
           'names_pretrain_student.json') in told
