@@ -8,6 +8,8 @@ stream is the same for any number of workers and of processes, and starting it
 at batch n continues it exactly.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +34,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sslam_jax import audio
 from sslam_jax import clips
 from sslam_jax import processes
+from sslam_jax import reading
 from sslam_jax import resampling
 from sslam_jax import sampling
 from sslam_jax import views as views_lib
@@ -40,6 +44,7 @@ _TRIES = 100  # damaged clips in a row: the disk is gone, not a clip
 # source any other place would cost the draw of its epoch.)
 _PLACES = 10_000
 _SAMPLED = 64  # clips that tell one data set from another
+_UNSEEN = contextlib.nullcontext()
 
 _logger = logging.getLogger('sslam_jax')
 
@@ -90,6 +95,7 @@ def records(
     patch: int,
     start: int = 0,
     rows: range | None = None,
+    slate: reading.Slate | None = None,
 ) -> grain.IterDataset:
   """Batches of NumPy records, without end, from batch `start` on.
 
@@ -100,11 +106,12 @@ def records(
     patch: Side of a patch, in frames and mel bins.
     start: First batch.
     rows: Those of each batch that this process reads; None for all.
+    slate: Where reading threads say which clip they are on.
   """
   rows = range(batch) if rows is None else rows
   order = sampling.order(data.source, seed)
   stream = (
-      _Rows(order.random_map(_Draw(data, patch, order)), batch, rows)
+      _Rows(order.random_map(_Draw(data, patch, order, slate)), batch, rows)
       .slice(slice(start * len(rows), None))
       .to_iter_dataset(
           grain.ReadOptions(
@@ -124,12 +131,17 @@ def records(
   return stream.batch(len(rows), drop_remainder=True)
 
 
+class Hung(RuntimeError):
+  """No batch came in time; the message says which clips were being read."""
+
+
 class Fed(NamedTuple):
   """A batch; of several processes, `ids` and `skipped` are this one's."""
 
   ids: list[str]
   views: Any  # of `data.views`, sharded over the mesh
   skipped: list[tuple[str, str]]  # damaged clips passed over: (id, reason)
+  waited_s: float  # for the clips; not for the devices, which make the views
 
 
 class Feed:
@@ -141,8 +153,17 @@ class Feed:
   """
 
   def __init__(
-      self, data: Data, *, batch: int, seed: int, patch: int, mesh: Mesh
+      self,
+      data: Data,
+      *,
+      batch: int,
+      seed: int,
+      patch: int,
+      mesh: Mesh,
+      patience_s: float | None = None,
   ) -> None:
+    """A feed at its first batch; it waits `patience_s` for one, or for ever."""
+    self._patience_s = patience_s
     self._sharding = NamedSharding(mesh, PartitionSpec(views_lib.AXIS))
     rows = processes.rows(self._sharding, batch)
     self._open = functools.partial(
@@ -153,14 +174,17 @@ class Feed:
     self._row_B: Any = np.array(rows, dtype=np.int32)
     self._batches = 0
     self._iterator: Any = None
+    self._slate: reading.Slate | None = None
+    # Waits for the iterator, which cannot be left once it is asked.
+    self._asker: concurrent.futures.Executor | None = None
 
   def __iter__(self) -> 'Feed':
     return self
 
   def __next__(self) -> Fed:
-    if self._iterator is None:
-      self._iterator = iter(self._open(start=self._batches))
-    record = next(self._iterator)
+    began = time.monotonic()
+    record = self._read()
+    waited_s = time.monotonic() - began
     self._batches += 1
     ids, texts = list(record.pop('id')), record.pop('skipped')
     record['row'] = self._row_B
@@ -169,7 +193,24 @@ class Feed:
         views=self._make(processes.spread(record, self._sharding)),
         skipped=[(clip, reason) for text in texts if text
                  for clip, reason in json.loads(text)],
+        waited_s=waited_s,
     )
+
+  def _read(self) -> views_lib.Record:
+    if self._iterator is None or self._slate is None or self._asker is None:
+      self._slate = reading.Slate()
+      self._asker = concurrent.futures.ThreadPoolExecutor(1)
+      self._iterator = iter(self._open(start=self._batches, slate=self._slate))
+    answer = self._asker.submit(next, self._iterator)
+    concurrent.futures.wait([answer], self._patience_s)
+    if not answer.done():
+      assert self._patience_s is not None
+      # Clips are read ahead, so what hangs may have begun before the wait.
+      on = self._slate.describe(self._patience_s / 2)
+      self._iterator = None  # closing it would wait for what hangs
+      raise Hung(f'{processes.name()} waited {self._patience_s:g} s for a '
+                 f'batch (patience_s): {on}')
+    return answer.result()
 
   def get_state(self) -> dict[str, Any]:
     """What `set_state` needs, as plain JSON."""
@@ -207,7 +248,11 @@ class Feed:
     """Stops threads and worker processes."""
     if self._iterator is not None:
       self._iterator.close()
-    self._iterator = None
+    if self._asker is not None:
+      self._asker.shutdown(wait=False)
+    if self._slate is not None:
+      self._slate.remove()
+    self._iterator = self._asker = self._slate = None
 
 
 def compile_views(
@@ -268,7 +313,7 @@ def _needed(clip: clips.Clip, mel: audio.LogMel) -> int:
 
 def _start_worker(index: int, count: int) -> None:
   """Leaves signals to the run, with which a worker ends."""
-  del index, count
+  multiprocessing.current_process().name = f'worker {index} of {count}'
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -303,8 +348,14 @@ class _Rows(grain.MapDataset):
 class _Draw(grain.transforms.RandomMap):
   """All random choices of one clip in the stream."""
 
-  def __init__(self, data: Data, patch: int, order: grain.MapDataset) -> None:
-    self._data, self._order = data, order
+  def __init__(
+      self,
+      data: Data,
+      patch: int,
+      order: grain.MapDataset,
+      slate: reading.Slate | None,
+  ) -> None:
+    self._data, self._order, self._slate = data, order, slate
     frames, mel_bins = data.mel.frames, data.mel.mel_bins
     self._grid = frames // patch, mel_bins // patch
 
@@ -332,8 +383,10 @@ class _Draw(grain.transforms.RandomMap):
     skipped: list[tuple[str, str]] = []
     for _ in range(_TRIES):
       try:
-        clip = self._data.source[index]
-        return clip, excerpt(clip, self._data, rng), skipped
+        with self._slate.reading(index) if self._slate else _UNSEEN:
+          clip = self._data.source[index]
+          reading.note(clip.id)
+          return clip, excerpt(clip, self._data, rng), skipped
       except clips.BadClip as error:
         skipped.append((error.clip_id, error.reason))
         index = self._order[int(rng.integers(_PLACES))]

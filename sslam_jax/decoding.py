@@ -18,6 +18,7 @@ import soundfile
 
 from sslam_jax import clips as clips_lib
 from sslam_jax import containers
+from sslam_jax import reading
 
 _MAX_RATE_HZ = 1_000_000  # More is a damaged header, and a huge filter.
 _MAX_CHANNELS = 256
@@ -100,6 +101,7 @@ def read(
 def _described(
   audio: str | bytes, name: str, clip_id: str, labels: tuple[str, ...]
 ) -> clips_lib.Clip:
+  reading.note(name)
   with _opened(audio, name) as file:
     rate_hz, samples = file.samplerate, file.frames
   if not 0 < samples < _UNKNOWN_SAMPLES:

@@ -1,7 +1,8 @@
 """Command line: `python -m sslam_jax.main --config=FILE.py[:ARGUMENT]`.
 
 Fields are set by `--config.FIELD=VALUE`, such as --config.optim.peak_lr=1e-4.
-A job of several processes starts this command once in each, see docs/runs.md.
+A job of several processes starts this command once in each:
+docs/scaling.md.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 from sslam_jax import config as config_lib
 from sslam_jax import processes
 from sslam_jax import train
+from sslam_jax import watch
 
 _PREFIX = '--config.'
 
@@ -25,6 +27,7 @@ def main(args: list[str]) -> int:
   """Returns the exit status: 0 done, 1 stopped, 2 cannot start.
 
   By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
+  So it does after 4: data, or another process of the job, hung or was lost.
   """
   # A handler of our own: libraries put theirs on the root logger.
   train.logger.addHandler(logging.StreamHandler())
@@ -38,6 +41,8 @@ def main(args: list[str]) -> int:
     if known_job:
       processes.join(known.coordinator, known.processes, known.process)
     train.run(_config(known, others))
+  except train.Hung:
+    processes.leave(watch.LOST)
   except train.TrainingStopped:
     status = 1
   except train.Interrupted:
@@ -54,7 +59,7 @@ def main(args: list[str]) -> int:
     train.logger.exception('stopped by an error')
     status = 1
   if status in (1, 2) and known_job:
-    processes.leave(status)
+    processes.leave(status, at_once=status == 2)
   return status
 
 

@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 
 from sslam_jax import clips as clips_lib
 from sslam_jax import decoding
+from sslam_jax import reading
 
 INDEX = 'pack.json'
 PLAN = 'unfinished.json'  # Instead of INDEX, as long as shards are missing.
@@ -121,6 +122,7 @@ class Pack:
   def __getitem__(self, index: int) -> clips_lib.Clip:
     shard, row = self._find(index)
     path = os.path.join(self.path, shard.file)
+    reading.note(f'{path}#{row}')
     reader = _cached_reader(path, shard.clips, self._mtimes[shard.file])
     if reader is None:
       again = self._index.command_in(self.path)

@@ -13,18 +13,26 @@ import os
 import signal
 import socket
 import threading
+import time
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# A process that is silent for so long is lost, and the others end.
-_LOST_S = 30
+# JAX ends this process where another is silent for so long: late, so that
+# `watch` can say which it is.
+_LOST_S = 60
+_SHUTDOWN_S = 30
 _JOIN_S = 120
+# The service is in process 0, and the others end at once when it does: until
+# then they have to learn why.
+_GRACE_S = 10.0
+_BOARD = 'sslam_jax/watch/'
 # In what JAX raises when a process it talks to is gone.
 _LOSS_SIGNS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'ABORTED', 'DEADLINE_EXCEEDED',
                'heartbeat', 'coordination service', 'Connection', 'Barrier')
@@ -50,7 +58,8 @@ def join(
   try:
     jax.distributed.initialize(
         coordinator, count, index, initialization_timeout=_JOIN_S,
-        heartbeat_timeout_seconds=_LOST_S, shutdown_timeout_seconds=_LOST_S,
+        heartbeat_timeout_seconds=_LOST_S,
+        shutdown_timeout_seconds=_SHUTDOWN_S,
     )
   except (ValueError, RuntimeError) as error:
     raise ValueError(f'processes: cannot join: {error}') from None
@@ -71,15 +80,27 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def leave(status: int) -> None:
-  """Ends this process at once where others may wait for it in vain.
+def host() -> str:
+  """The machine that this process runs on."""
+  return socket.gethostname()
 
-  The usual way out would wait for the others, and they for this one.
+
+def name() -> str:
+  """This process, as messages call it."""
+  return f'process {jax.process_index()} on {host()}'
+
+
+def leave(status: int, *, at_once: bool = False) -> NoReturn:
+  """Ends this process whatever else in it still waits.
+
+  The usual way out would wait for threads that hang, and for other processes
+  that wait for this one.
   """
-  if jax.process_count() > 1:
-    for child in multiprocessing.active_children():
-      child.kill()
-    os._exit(status)
+  if jax.process_count() > 1 and is_first() and not at_once:
+    time.sleep(_GRACE_S)
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(status)
 
 
 def is_loss(error: Exception) -> bool:
@@ -113,21 +134,48 @@ def local(tree: Any) -> Any:
   return jax.tree.map(fetch, tree)
 
 
-class Total:
-  """Sums a number over all processes, without waiting for the result."""
+class Table:
+  """A row of numbers from each process, without waiting for the result."""
 
   def __init__(self, mesh: Mesh) -> None:
     axis, = mesh.axis_names
     self._sharding = NamedSharding(mesh, PartitionSpec(axis))
     self._rows = len(rows(self._sharding, mesh.size))
-    self._sum = jax.jit(
-        lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec())
+    owners = [device.process_index for device in mesh.devices.flat]
+    self._firsts = [owners.index(owner) for owner in dict.fromkeys(owners)]
+    self._copy = jax.jit(
+        lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())
     )
 
-  def __call__(self, number: int) -> jax.Array:
-    x = np.zeros(self._rows, np.int32)
-    x[0] = number
-    return self._sum(spread(x, self._sharding))
+  def __call__(self, numbers: list[float]) -> jax.Array:
+    """The numbers of all devices [devices, numbers]; all have to call it."""
+    x = np.tile(np.array(numbers, np.float32), (self._rows, 1))
+    return self._copy(spread(x, self._sharding))
+
+  def read(self, table: jax.Array) -> np.ndarray:
+    """Waits for what a call returned: the row of each process."""
+    return np.asarray(table)[self._firsts]
+
+
+class Board:
+  """A short text of each process, for all to see.
+
+  It is kept in process 0: where that hangs, so do these functions.
+  """
+
+  def __init__(self) -> None:
+    # No public part of JAX has it; 0.10 and 0.11 do.
+    self._client: Any = distributed.global_state.client
+
+  def post(self, text: str) -> None:
+    """Replaces the text of this process."""
+    self._client.key_value_set(f'{_BOARD}{jax.process_index()}', text,
+                               allow_overwrite=True)
+
+  def read(self) -> dict[int, str]:
+    """The texts of all processes that have one, by their index."""
+    found = self._client.key_value_dir_get(_BOARD)
+    return {int(key.removeprefix(_BOARD)): text for key, text in found}
 
 
 def gather(items: list[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 
+import numpy as np
 import tensorboardX
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
@@ -54,7 +55,7 @@ class Report:
       self._redirection.__enter__()
     self._start, self._steps, self._batch = start, steps, batch
     self._began = self._spoke = self._wrote = time.monotonic()
-    self._waited_s = 0.0
+    self._took_s = np.zeros((1, 2))
 
   def progress(self, step: int, metrics: dict[str, float]) -> None:
     """Shows that `step` is done, on the terminal."""
@@ -75,17 +76,18 @@ class Report:
       log = logger if self._bar.disable else _file_only
       log.info('step %d/%d%s: %s', step, self._steps, speed, terms)
 
-  def waited(self, seconds: float) -> None:
-    """Notes that the loop waited for data."""
-    self._waited_s += seconds
+  def took(self, seconds_Px2: np.ndarray) -> None:
+    """Notes how long each process waited for data, and worked on its host."""
+    self._took_s = self._took_s + seconds_Px2
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Writes the metrics of `step` to the run folder."""
     rate, now = self._clips_per_s(step), time.monotonic()
     # Since the last line; in the first one is the time to compile.
-    share = self._waited_s / max(now - self._wrote, 1e-9)
-    speed = {} if rate is None else {'clips_per_s': rate, 'data_wait': share}
-    self._waited_s, self._wrote = 0.0, now
+    # (Other processes' steps may begin a little earlier than this one's.)
+    shares = np.minimum(self._took_s / max(now - self._wrote, 1e-9), 1)
+    speed = {} if rate is None else {'clips_per_s': rate, **_shares(shares)}
+    self._took_s, self._wrote = np.zeros((1, 2)), now
     self._write({'step': step, **metrics, **speed})
 
   def measured(
@@ -135,7 +137,7 @@ class Silence(Report):
   def progress(self, step: int, metrics: dict[str, float]) -> None:
     """See `Report`."""
 
-  def waited(self, seconds: float) -> None:
+  def took(self, seconds_Px2: np.ndarray) -> None:
     """See `Report`."""
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -162,6 +164,17 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   """The lines that `Report.write` wrote, in the order of their steps."""
   text = (pathlib.Path(workdir) / METRICS).read_text(encoding='utf-8')
   return [json.loads(line) for line in text.splitlines()]
+
+
+def _shares(shares_Px2: np.ndarray) -> dict[str, float]:
+  """Of the time of all processes; of several, the largest, and whose it is."""
+  data, host = shares_Px2.T
+  shares = {'data_wait': float(data.mean()), 'host_work': float(host.mean())}
+  if len(data) > 1:
+    shares |= {'data_wait_max': float(data.max()),
+               'host_work_max': float(host.max()),
+               'slowest': int((data + host).argmax())}
+  return shares
 
 
 def _drop_lines_after(path: pathlib.Path, step: int) -> None:

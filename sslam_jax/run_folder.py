@@ -20,7 +20,7 @@ _LOCK = 'run.lock'
 # up to rounding. Sources may move, see `moved`.
 _FREE = re.compile(
     r'workdir|devices|shard_optimizer|accumulate|log_every|pictures_every'
-    r'|objective\.vit\.remat|data\.(workers|threads|max_bad_fraction)'
+    r'|patience_s|objective\.vit\.remat|data\.(workers|threads|max_bad_fraction)'
     r'|keep\..+|guard\..+|evals.*'
 )
 _PLACE = re.compile(r'data\.source\.(.+\.)?(path|paths|root|data_dir)')

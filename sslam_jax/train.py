@@ -27,15 +27,30 @@ from sslam_jax import run_folder
 from sslam_jax import skips as skips_lib
 from sslam_jax import state as state_lib
 from sslam_jax import views as views_lib
+from sslam_jax import watch as watch_lib
 
 _AXIS = views_lib.AXIS
 Metrics = dict[str, float]
 Evals = list[tuple[evaluate.Evaluation, evaluate.Run]]
+# Where the loop may be, as `watch.judge` says it.
+_FEED = 'waiting for a batch'
+_DEVICES = 'waiting for its devices'
+_HOST = 'working on the host'
+_SAVE = 'saving'
+_EVALUATION = 'evaluating'
 logger = report_lib.logger
 
 
 class TrainingStopped(RuntimeError):
   """The run cannot go on; the message says at which step and why."""
+
+
+class Hung(TrainingStopped):
+  """No batch came in time.
+
+  What was reading it may never end: then this process does not end by itself,
+  see `processes.leave`.
+  """
 
 
 class Interrupted(Exception):
@@ -102,6 +117,8 @@ class Config:
     log_every: Steps from one line of metrics to the next.
     pictures_every: Steps from one picture to the next; None for none at all.
     evals: What is measured now and then.
+    patience_s: How long a batch is waited for, or one of several processes,
+      before the run ends and names what hangs; None: for ever.
   """
 
   workdir: str
@@ -120,6 +137,7 @@ class Config:
   log_every: int
   pictures_every: int | None
   evals: tuple[evaluate.Evaluation, ...] = ()
+  patience_s: float | None = 600.0
 
   def __post_init__(self) -> None:
     for name in ('steps', 'batch', 'accumulate', 'devices', 'log_every',
@@ -127,6 +145,9 @@ class Config:
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name}: want at least 1, got {value}')
+    if self.patience_s is not None and self.patience_s <= 0:
+      raise ValueError(f'patience_s: want more than 0, or None, '
+                       f'got {self.patience_s}')
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed: want 0 to 2**32 - 1, got {self.seed}')
     self.optim.schedule(self.steps)
@@ -304,7 +325,7 @@ def run(config: Config) -> state_lib.TrainState:
       cannot work; found before anything is written.
     TrainingStopped: See `Guard`, whereupon the last checkpoint stays as it
       is; or too many clips are damaged, and what was computed so far is saved;
-      or something cannot be written.
+      or something cannot be written; or no batch came in time (`Hung`).
     Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
   """
   workdir, data = pathlib.Path(config.workdir), config.data
@@ -318,6 +339,7 @@ def run(config: Config) -> state_lib.TrainState:
   feed = data_lib.Feed(
       config.data, batch=config.batch, seed=config.seed,
       patch=config.objective.vit.patch, mesh=mesh,
+      patience_s=config.patience_s,
   )
   evals = [
       (evaluation, evaluation.start(config.objective, config.data, mesh))
@@ -366,15 +388,17 @@ def _train(
               start, config.steps, mesh.size, mesh.devices.flat[0].device_kind)
   try:
     with _told_ends(workdir), contextlib.closing(checkpointer), \
-        contextlib.closing(feed), processes.stopping() as stop:
+        contextlib.closing(feed), processes.stopping() as stop, \
+        watch_lib.Watch(config.patience_s) as watch:
       loop = _Loop(config, mesh, feed, checkpointer, report, skips, stop,
-                   evals)
+                   watch, evals)
       try:
         return loop.run(state)
       except (RuntimeError, ValueError) as error:
         # A failed collective raises one or the other.
-        if processes.is_loss(error):
-          _end_without_others(error)
+        is_ours = isinstance(error, TrainingStopped)
+        if not is_ours and processes.is_loss(error):
+          watch.end_without_others(error)
         raise
   finally:
     report.close()
@@ -403,8 +427,8 @@ class _Pending(NamedTuple):
 
   step: int
   metrics: objectives.Scalars
-  skips: Array  # of all processes
-  skipped: list[tuple[str, str]]  # those of this one
+  table: Array  # skipped clips, seconds for data and on the host: of all
+  skipped: list[tuple[str, str]]  # those of this process
 
 
 class _Loop:
@@ -422,28 +446,34 @@ class _Loop:
       report: report_lib.Report,
       skips: skips_lib.Skips,
       stop: processes.Stop,
+      watch: watch_lib.Watch,
       evals: Evals,
   ) -> None:
     self._config, self._feed, self._checkpointer = config, feed, checkpointer
     self._report, self._skips, self._stop = report, skips, stop
     self._step_fn = compile_step(config, mesh)
-    self._evals = evals
-    self._total = processes.Total(mesh)
+    self._evals, self._watch = evals, watch
+    self._table = processes.Table(mesh)
     self._pending: _Pending | None = None
+    self._saved = 0
 
   def run(self, state: state_lib.TrainState) -> state_lib.TrainState:
     """All steps from `state` on, or until a signal or damaged data ends it."""
     config, first = self._config, int(state.step) + 1
+    self._saved = first - 1
     self._make_up(first - 1, state)
     picture_every = self._picture_every()
     for step in range(first, config.steps + 1):
       fed = self._next(step, state)
       if picture_every and (step == first or step % picture_every == 0):
         self._draw(step, fed)
+      times = fed.waited_s, self._watch.take_spent(_HOST)
+      self._watch.at(step, _DEVICES)
       state, metrics = self._step_fn(state, fed.views)
-      skips = self._total(len(fed.skipped))
+      table = self._table([len(fed.skipped), *times])
+      self._watch.at(step, _HOST)
       self._consume()
-      self._pending = _Pending(step, metrics, skips, fed.skipped)
+      self._pending = _Pending(step, metrics, table, fed.skipped)
       self._checkpointer.check()
       # Read once: a signal may come at any moment, and what is said to be
       # saved has to be.
@@ -459,6 +489,7 @@ class _Loop:
       if told:
         self._interrupt(step, told)
       self._evaluate(step, state)
+    self._watch.at(config.steps, _SAVE)
     self._checkpointer.wait()
     if excess := self._skips.excess(config.steps * config.batch):
       logger.warning('finished, but %s', excess)
@@ -469,48 +500,73 @@ class _Loop:
 
   def _next(self, step: int, state: state_lib.TrainState) -> data_lib.Fed:
     """The batch of a step; what was computed is saved where there is none."""
-    began = time.monotonic()
+    self._watch.at(step, _FEED)
     try:
       fed = next(self._feed)
+    except data_lib.Hung as error:
+      self._end_hung(step, state, error)
     except (ValueError, OSError, RuntimeError) as error:
       # Hardly a clip can be read, or a worker process died (RuntimeError):
       # killed for its memory, or by the signal that stops the run.
       if processes.is_loss(error):
         raise
       # Of several processes this one alone knows, and cannot save alone.
-      if self._pending is not None and jax.process_count() == 1:
-        self._save(step - 1, state)
+      if jax.process_count() == 1 and step > 1:
+        self._save_once(step - 1, state)
         if self._stop.told:
           self._interrupt(step - 1, self._stop.reason(step - 1))
         self._checkpointer.wait()
       raise TrainingStopped(f'step {step}: no data: {error}') from error
-    self._report.waited(time.monotonic() - began)
+    self._watch.at(step, _HOST)
     return fed
 
+  def _end_hung(
+      self, step: int, state: state_lib.TrainState, error: data_lib.Hung
+  ) -> NoReturn:
+    reason = f'step {step}: no data: {error}'
+    if jax.process_count() > 1:
+      # The others wait for this process, which cannot save alone.
+      self._watch.end(reason)
+    if step > 1:
+      self._save_once(step - 1, state)
+      self._checkpointer.wait()
+    raise Hung(f'{reason}; start the run again, it goes on after step '
+               f'{step - 1}')
+
   def _interrupt(self, step: int, told: str | None) -> NoReturn:
+    self._watch.close()  # the others do the same, each at its own pace
     self._checkpointer.wait()
     raise Interrupted(f'{told} after step {step}, which is saved: the same '
                       f'command goes on from there')
+
+  def _save_once(self, step: int, state: state_lib.TrainState) -> None:
+    if step > self._saved:
+      self._save(step, state)
 
   def _save(self, step: int, state: state_lib.TrainState) -> None:
     # A state is saved only once its own metrics are known to be sound.
     self._consume()
     data_state = self._feed.get_state() | {'skipped': self._skips.count}
+    self._watch.at(step, _SAVE)
     self._checkpointer.save(step, state, data_state)
+    self._saved = step
+    self._watch.at(step, _HOST)
 
   def _consume(self) -> None:
     """Waits for the pending step's metrics, checks, shows and writes them."""
     if self._pending is None:
       return
-    step, metrics, skips, skipped = self._pending
+    step, metrics, table, skipped = self._pending
     self._pending = None
     config, report = self._config, self._report
-    if count := int(skips):
+    self._watch.at(step, _DEVICES)
+    metrics, table_Px3 = jax.device_get(metrics), self._table.read(table)
+    if count := int(table_Px3[:, 0].sum()):
       self._skips.add(step, count, map(tuple, processes.gather(skipped)))
-    values = {
-        name: float(x)
-        for name, x in sorted(jax.device_get(metrics).items(), key=_rank)
-    }
+    self._watch.at(step, _HOST)
+    report.took(table_Px3[:, 1:])
+    values = {name: float(x)
+              for name, x in sorted(metrics.items(), key=_rank)}
     values['skipped'] = self._skips.count
     report.progress(step, values)
     if step % config.log_every == 0 or step in (1, config.steps):
@@ -535,7 +591,9 @@ class _Loop:
       if is_due or step == self._config.steps:
         self._consume()
         began = time.monotonic()
+        self._watch.at(step, _EVALUATION)
         values = run(state.params, state.teacher)
+        self._watch.at(step, _HOST)
         self._report.measured(step, values, time.monotonic() - began)
 
   def _picture_every(self) -> int | None:
@@ -556,15 +614,6 @@ class _Loop:
 
   def _pictures(self) -> pathlib.Path:
     return pathlib.Path(self._config.workdir) / 'pictures'
-
-
-def _end_without_others(error: Exception) -> None:
-  logger.error(
-      'stopped: another process of this job ended or cannot be reached (%s); '
-      'start the job again, it goes on from its last checkpoint',
-      str(error).splitlines()[0],
-  )
-  processes.leave(1)
 
 
 def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:

@@ -1,7 +1,7 @@
 """The tiny stage-2 run in a process of its own, as tests start it.
 
   python -m tests.child WORKDIR [--steps=N] [--folder=DIR] [--file_limit=BYTES]
-      [--workers=N]
+      [--workers=N] [--patience=SECONDS] [--stuck=CLIP] [--slow=SECONDS]
       [--coordinator=HOST:PORT --processes=N --process=I]
 
 Exit status as of sslam_jax.main.
@@ -19,17 +19,20 @@ from unittest import mock
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
-def config(workdir, steps, folder=None, workers=0):
-  """What the child runs; saves every other step."""
+def config(workdir, steps, folder=None, workers=0, patience=600.0, **trouble):
+  """What the child runs; saves every other step; for `trouble` see there."""
   from sslam_jax import checkpoint
   from sslam_jax import sources
   from tests import tiny
+  from tests import trouble as trouble_lib
   run = tiny.stage2(workdir, steps=steps, keep=checkpoint.Keep(every=2),
-                    devices=None)
+                    devices=None, patience_s=patience)
   run.data.workers = workers
   if folder is not None:
     run.data.source = sources.Folder(paths=(folder,))
     run.data.max_bad_fraction = 0.1
+  if trouble:
+    run.data.source = trouble_lib.Trouble(source=run.data.source, **trouble)
   return run
 
 
@@ -61,6 +64,13 @@ def ends_of(jobs, timeout=120):
   return [job.returncode for job in jobs], errors
 
 
+def trouble_of(options):
+  trouble = {}
+  if options.stuck is not None:
+    trouble = {'stuck': options.stuck, 'fifo': f'{options.workdir}.fifo'}
+  return trouble | ({'slow_s': options.slow} if options.slow else {})
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('workdir')
@@ -68,6 +78,9 @@ def main():
   parser.add_argument('--folder')
   parser.add_argument('--file_limit', type=int)
   parser.add_argument('--workers', type=int, default=0)
+  parser.add_argument('--patience', type=float, default=600.0)
+  parser.add_argument('--stuck', type=int)
+  parser.add_argument('--slow', type=float)
   options, others = parser.parse_known_args()
   from sslam_jax import main as main_lib
   if options.file_limit is not None:
@@ -77,7 +90,8 @@ def main():
   with mock.patch.object(
       main_lib, '_config',
       lambda *_: config(options.workdir, options.steps, options.folder,
-                        options.workers),
+                        options.workers, options.patience,
+                        **trouble_of(options)),
   ):
     return main_lib.main(['--config=unused', *others])
 

@@ -229,8 +229,7 @@ def tuned(first, tmp_path_factory):
 
 def lines(config):
   """Lines of training, and of evaluation."""
-  found = [{k: v for k, v in line.items() if k not in ('clips_per_s',
-                                                       'data_wait')}
+  found = [{k: v for k, v in line.items() if k not in tiny.TIMES}
            for line in report.read_metrics(config.workdir)]
   is_eval = ['held_out_map' in line for line in found]
   return ([x for x, y in zip(found, is_eval) if not y],

@@ -219,8 +219,8 @@ def feed_of(devices, config=None):
 
 
 def test_views_are_the_same_on_any_devices():
-  ids, views, _ = next(feed_of(4))
-  expected_ids, expected, _ = next(feed_of(1))
+  ids, views, *_ = next(feed_of(4))
+  expected_ids, expected, *_ = next(feed_of(1))
   assert ids == expected_ids
   assert len(views.mel_BxTxF.sharding.device_set) == 4
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
@@ -228,7 +228,7 @@ def test_views_are_the_same_on_any_devices():
 
 
 def test_views_hold_the_mixture_of_the_group():
-  _, views, _ = next(feed_of(1))
+  _, views, *_ = next(feed_of(1))
   mel = np.asarray(views.mel_BxTxF)
   partner = mel.reshape(4, 2, *mel.shape[1:])[:, ::-1].reshape(mel.shape)
   np.testing.assert_array_equal(views.mixture.partner_BxTxF, partner)
@@ -242,7 +242,7 @@ def test_views_hold_the_mixture_of_the_group():
 
 def test_columns_of_a_clip_are_its_own_unless_shared():
   config = masked_of(mix=mixing.PartialMix(group=2, shared_columns=False))
-  _, views, _ = next(feed_of(1, config))
+  _, views, *_ = next(feed_of(1, config))
   columns = np.asarray(views.mixture.column_BxC)
   assert any((columns[i] != columns[i + 1]).any() for i in range(0, 8, 2))
 
@@ -252,9 +252,9 @@ def test_saved_feed_continues_exactly():
   for _ in range(3):
     next(feed)
   state = json.loads(json.dumps(feed.get_state()))
-  ids, views, _ = next(feed)
+  ids, views, *_ = next(feed)
   other.set_state(state)
-  other_ids, other_views, _ = next(other)
+  other_ids, other_views, *_ = next(other)
   assert ids == other_ids
   np.testing.assert_array_equal(views.keep_BxMxK, other_views.keep_BxMxK)
 

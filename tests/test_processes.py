@@ -1,6 +1,8 @@
 """Two processes: the numbers of one, one log, and an end when one is lost."""
 
 import json
+import os
+import re
 import signal
 import time
 
@@ -14,8 +16,11 @@ from sslam_jax import checkpoint
 from sslam_jax import data
 from sslam_jax import processes
 from sslam_jax import report
+from sslam_jax import sampling
+from sslam_jax import sources
 from sslam_jax import train
 from sslam_jax import views
+from sslam_jax import watch
 from tests import child
 from tests import tiny
 
@@ -43,7 +48,7 @@ def wait_for_steps(workdir, jobs, count):
   def written():
     return lines.read_text().count('\n') if lines.exists() else 0
 
-  before, end = written(), time.monotonic() + 60
+  before, end = written(), time.monotonic() + 180
   while time.monotonic() < end and not any(job.poll() for job in jobs):
     if written() >= before + count:
       return
@@ -119,10 +124,55 @@ def test_lost_process_ends_the_other_with_a_message(pair, folder):
   jobs[1].kill()
   errors = jobs[0].communicate(timeout=LOST_S)[1]
   assert time.monotonic() - began < LOST_S
-  assert jobs[0].returncode == 1, errors
-  assert 'another process of this job ended' in errors
+  assert jobs[0].returncode == watch.LOST, errors
+  assert f'process 1 on {processes.host()}: has been silent for' in errors
   assert 'start the job again, it goes on from its last checkpoint' in errors
   jobs[1].communicate()
+
+
+def test_slow_process_shows_in_the_metrics_and_stopped_it_is_named(
+    tmp_path, folder
+):
+  jobs = child.start_two(tmp_path, f'--steps={STEPS}', f'--folder={folder}',
+                         '--slow=0.6')
+  wait_for_steps(tmp_path, jobs, COMPARED)
+  jobs[1].send_signal(signal.SIGSTOP)
+  began = time.monotonic()
+  errors = jobs[0].communicate(timeout=LOST_S)[1]
+  assert time.monotonic() - began < LOST_S / 2 + processes._GRACE_S
+  assert jobs[0].returncode == watch.LOST, errors
+  assert (f'stopped: process 1 on {processes.host()}: has been silent for 20 s'
+          in errors)
+  assert 'silent' in (tmp_path / 'log.txt').read_text()
+  jobs[1].kill()
+  jobs[1].communicate()
+  # What was read ahead while the first step was compiled is used up by then.
+  for line in report.read_metrics(str(tmp_path))[COMPARED - 2 : COMPARED]:
+    assert line['slowest'] == 1
+    # 2.4 s for its four clips of a batch. The other waits for its device.
+    assert line['data_wait_max'] > 0.25
+    assert line['data_wait'] < 0.75 * line['data_wait_max']
+    assert 0 < line['host_work'] <= line['host_work_max'] < 0.2
+
+
+def test_hung_worker_of_one_process_ends_both_with_its_clip(tmp_path, folder):
+  workdir = tmp_path / 'run'
+  source = sources.Folder(paths=(str(folder),))
+  # Of the second half of batch 4, which the second process reads. It takes
+  # seconds to start a worker process, for which it has patience too.
+  stuck = sampling.order(source, 1)[3 * tiny.BATCH + 5]
+  os.mkfifo(f'{workdir}.fifo')
+  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}',
+                         f'--stuck={stuck}', '--patience=15', '--workers=1')
+  status, (first, second) = child.ends_of(jobs)
+  assert status == [watch.LOST] * 2, (first, second)
+  told = (rf'step 4: no data: process 1 on {processes.host()} waited 15 s for '
+          rf'a batch \(patience_s\): worker 0 of 1 \(pid \d+\) on '
+          rf'{source.files()[stuck]} for \d+ s; start the job again')
+  assert re.search(rf'stopped: {told}', second), second
+  assert re.search(rf'stopped: process 1 on {processes.host()}: {told}', first)
+  assert re.search(told, (workdir / 'log.txt').read_text().splitlines()[-1])
+  assert checkpoint.latest_step(str(workdir)) == 2
 
 
 def test_processes_read_disjoint_rows_that_make_up_the_batch():
@@ -150,7 +200,8 @@ def test_rows_of_a_process_are_those_of_its_devices():
   spread = processes.spread({'x': x}, sharding)
   assert len(spread['x'].sharding.device_set) == 4
   np.testing.assert_array_equal(processes.local(spread)['x'], x)
-  assert int(processes.Total(mesh)(3)) == 3
+  table = processes.Table(mesh)
+  np.testing.assert_array_equal(table.read(table([3, 0.5])), [[3, 0.5]])
 
 
 def test_gather_of_one_process_is_its_own_list():

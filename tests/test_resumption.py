@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import time
@@ -13,17 +14,18 @@ import pytest
 
 from sslam_jax import checkpoint
 from sslam_jax import report
+from sslam_jax import sampling
 from sslam_jax import train
+from sslam_jax import watch
 from tests import child
 from tests import tiny
 
 STEPS = 30
-TIMES = ('clips_per_s', 'data_wait')
 LOSS_TOLERANCE = 1e-5  # relative, across numbers of devices
 
 
 def metrics_of(workdir):
-  return [{k: v for k, v in line.items() if k not in TIMES}
+  return [{k: v for k, v in line.items() if k not in tiny.TIMES}
           for line in report.read_metrics(str(workdir))]
 
 
@@ -254,6 +256,24 @@ def test_dead_reading_process_stops_the_run_after_saving(tmp_path):
   assert 'Traceback' not in errors
   saved = checkpoint.latest_step(str(tmp_path))
   assert saved == metrics_of(tmp_path)[-1]['step']
+
+
+def test_hung_reading_thread_ends_the_run_after_saving(tmp_path):
+  workdir, fifo = tmp_path / 'run', tmp_path / 'run.fifo'
+  config = child.config(workdir, STEPS)
+  stuck = sampling.order(config.data.source, 1)[tiny.BATCH]  # in step 2
+  os.mkfifo(fifo)
+  process = child.start(workdir, f'--steps={STEPS}', f'--stuck={stuck}',
+                        '--patience=2')
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == watch.LOST, errors
+  assert re.search(
+      rf'stopped: step 2: no data: process 0 on \S+ waited 2 s for a batch '
+      rf'\(patience_s\): the run \(pid {process.pid}\) on '
+      rf'clip {stuck} of the source for \d+ s; .*start the run again, it goes '
+      rf'on after step 1', errors), errors
+  assert checkpoint.latest_step(str(workdir)) == 1
+  assert [line['step'] for line in metrics_of(workdir)] == [1]
 
 
 def test_disk_full_for_the_metrics_names_the_last_checkpoint(tmp_path,

@@ -173,7 +173,7 @@ def test_first_update_has_rate_zero_and_later_ones_the_schedule():
 def run_metrics(config):
   train.run(config)
   return [
-      {k: v for k, v in line.items() if k not in ('clips_per_s', 'data_wait')}
+      {k: v for k, v in line.items() if k not in tiny.TIMES}
       for line in report.read_metrics(config.workdir)
   ]
 
@@ -428,9 +428,31 @@ def test_metrics_are_plain_json(whole_run):
   terms = {'loss', 'local_clean', 'local_mixed', 'global_clean',
            'global_mixed', 'retention', 'target_std', 'prediction_std',
            'grad_norm', 'lr', 'ema_decay', 'skipped', 'clips_per_s',
-           'data_wait', 'step'}
-  assert set(json.loads(lines[0])) == terms - {'clips_per_s', 'data_wait'}
+           'data_wait', 'host_work', 'step'}
+  assert set(json.loads(lines[0])) == terms - set(tiny.TIMES)
   assert set(json.loads(lines[1])) == terms
+
+
+def test_shares_of_the_time_name_the_slowest_of_several_processes(tmp_path):
+  """Half of the time the second waited for data, a tenth it worked itself."""
+  now = [100.0]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report.time, 'monotonic', lambda: now[0])
+    log = report.Report(str(tmp_path), start=0, steps=9, batch=4)
+    for step in (1, 2, 3):
+      now[0] += 10.0
+      log.progress(step, {'loss': 1.0})
+      log.took(np.array([[1.0, 0.5], [5.0, 1.0], [1.0, 3.0]]))
+      if step != 2:
+        log.write(step, {'loss': 1.0})
+    log.close()
+  first, third = report.read_metrics(str(tmp_path))
+  assert 'slowest' not in first
+  assert third['slowest'] == 1
+  expected = {'data_wait': 7 / 30, 'host_work': 4.5 / 30,
+              'data_wait_max': 0.5, 'host_work_max': 0.3}
+  for name, share in expected.items():
+    assert third[name] == pytest.approx(share), name
 
 
 def test_device_does_not_wait_for_metrics(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from sslam_jax import views
 
 FRAMES, MEL_BINS = 128, 32  # 8 x 2 patches, 4 of them kept
 BATCH, CLONES, GROUP = 8, 2, 2
+# Metrics that differ from run to run.
+TIMES = ('clips_per_s', 'data_wait', 'host_work')
 
 
 def stage1(workdir, **changes) -> train.Config:
