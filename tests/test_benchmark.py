@@ -355,10 +355,10 @@ def test_report_as_table_and_json(tmp_path, capsys, monkeypatch, program):
           '--seconds=0.05', f'--json={file}']
   assert benchmark.main(args) == 0
   report = json.loads(file.read_text())
-  assert set(report) == {'config', 'command', *table.TITLES}
-  assert set(table.TITLES) == {'machine', *benchmark.PARTS}
-  for section, titles in table.TITLES.items():
-    rows = report[section]
+  assert set(report) == {'config', 'command', 'machine', *benchmark.PARTS}
+  assert set(table.TITLES) == {'machine', *benchmark.PARTS, 'torch'}
+  for section in ('machine', *benchmark.PARTS):
+    rows, titles = report[section], table.TITLES[section]
     for row in rows if isinstance(rows, list) else [rows]:
       assert set(row) == set(titles)
   assert report['config']['data']['threads'] == 1

@@ -3,8 +3,9 @@
   python tools/benchmark.py --config=configs/stage2.py:demo --json out.json
 
 Parts: source, pipeline, frontend, step (from log-mels to the next state) and
-loop (a run as it is, with its waiting for data). Any field of the configuration
-is set by --config.FIELD=VALUE; nothing is written to its run folder.
+loop (a run as it is, with its waiting for data). --against-torch also measures
+the step in plain PyTorch, in turns with ours. Any field of the configuration is
+set by --config.FIELD=VALUE; nothing is written to its run folder.
 """
 
 import argparse
@@ -21,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sslam_jax import config as config_lib
 from sslam_jax import main as main_lib
+from sslam_jax import torch_files
 from sslam_jax import train
 from tools.benchmarks import machine
 from tools.benchmarks import reading
@@ -36,7 +38,11 @@ def main(args: list[str]) -> int:
   options, config_args = _parse(args)
   try:
     config = main_lib.parse(config_args)
-    report = measure(config, options.parts, options.workers, options.seconds)
+    parts = options.parts
+    if options.against_torch:
+      _torch_step().check(config, train.make_mesh(config))
+      parts = (*parts, 'torch')
+    report = measure(config, parts, options.workers, options.seconds)
     report['command'] = shlex.join(['tools/benchmark.py', *args])
     print('\n'.join(table.lines(report)))
     if options.json is not None:
@@ -58,7 +64,7 @@ def measure(
 
   Args:
     config: Of the run.
-    parts: Some of `PARTS`.
+    parts: Some of `PARTS`, and 'torch'.
     workers: Numbers of worker processes that the pipeline is measured with;
       None: 0 and the powers of two up to the number of cores.
     seconds: How long each measurement takes at least.
@@ -104,7 +110,14 @@ def _measures(
       'frontend': lambda: training.measure_front_end(config, mesh, seconds),
       'step': lambda: training.measure_step(config, mesh, program(), seconds),
       'loop': lambda: training.measure_loop(config, mesh, program(), seconds),
+      'torch': lambda: _torch_step().measure(config, mesh, program(), seconds),
   }
+
+
+def _torch_step() -> Any:
+  """The part that needs torch, which is optional."""
+  torch_files.library('torch')
+  return torch_files.library('tools.benchmarks.torch_step')
 
 
 def _say(text: str) -> None:
@@ -121,6 +134,8 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--workdir', help='not used, as nothing is written')
   parser.add_argument('--parts', type=_parts, default=PARTS, metavar='A,B',
                       help=f'some of {",".join(PARTS)} (default: all)')
+  parser.add_argument('--against-torch', action='store_true',
+                      help='measure the step in plain PyTorch too (one device)')
   parser.add_argument('--workers', type=_workers, metavar='N,N',
                       help='worker processes to try in the pipeline '
                       '(default: 0,1,2,4,... up to the cores)')

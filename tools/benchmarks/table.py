@@ -77,6 +77,22 @@ TITLES: dict[str, dict[str, str]] = {
         'drawing_share': 'share of time drawing a batch',
         'waiting_share': 'share of time waiting for data',
     },
+    'torch': {
+        'version': 'PyTorch',
+        'dtype': 'compute type',
+        'layout': 'faster layout of its decoder',
+        'batch': 'clips',
+        'rounds': 'rounds, each of both',
+        'step_s': 'ours, s/step, median',
+        'torch_step_s': 'PyTorch, s/step, median',
+        'clips_per_s': 'ours, clips/s',
+        'torch_clips_per_s': 'PyTorch, clips/s',
+        'ratio': 'ours by PyTorch, median of the rounds',
+        'ratio_range': '  least and most of a round',
+        'loss': 'ours, first loss (of noise)',
+        'torch_loss': 'PyTorch, first loss (with other noise)',
+        'torch_peak_bytes': 'PyTorch, peak of the device',
+    },
 }
 
 
