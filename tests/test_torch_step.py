@@ -305,17 +305,17 @@ def test_the_tool_compares_where_it_is_told_to(tmp_path, capsys, monkeypatch):
                       lambda *args: given.append(args[2:]) or row)
   assert benchmark.main(args) == 0
   assert '\ntorch\n' not in capsys.readouterr().out and not given
-  assert benchmark.main([*args, '--against-torch']) == 0
+  assert benchmark.main([*args, '--parts=source,torch']) == 0
   printed = capsys.readouterr().out
   assert '\nsource\n' in printed
   assert printed.index('\ntorch\n') < printed.index('  1.5 2.5\n')
   assert given == [('program', 0.01)]
-  assert benchmark.main([*args, '--against-torch', '--config.devices=2']) == 2
+  assert benchmark.main([*args, '--parts=source,torch', '--config.devices=2']) == 2
   captured = capsys.readouterr()
   assert 'error: devices: want 1' in captured.err
   assert 'benchmark: source' not in captured.err
   monkeypatch.setitem(sys.modules, 'torch', None)
-  assert benchmark.main([*args, '--against-torch']) == 2
+  assert benchmark.main([*args, '--parts=source,torch']) == 2
   captured = capsys.readouterr()
   assert 'error: torch: want it installed' in captured.err
   assert 'benchmark: source' not in captured.err

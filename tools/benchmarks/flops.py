@@ -19,6 +19,11 @@ _CALLS = frozenset((
   'jit', 'pjit', 'closed_call', 'core_call', 'checkpoint', 'remat', 'remat2',
   'shard_map', 'custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr',
 ))  # fmt: skip
+# Products of cuDNN's fused attention, each as large as queries times keys;
+# backward, the scores are computed again.
+_FUSED_ATTENTION = {'dot_product_attention_fwd_wrapper': 2,
+                    'dot_product_attention_bwd_wrapper': 5}
+_HEADS_FIRST = 1  # value of its layout [B, N, T, H], else [B, T, N, H]
 # What they compute, or how often, is not to be seen in the program.
 _OPAQUE = ('ffi_call', 'pallas_call', 'ragged_dot', 'scaled_', 'attention')
 
@@ -53,6 +58,8 @@ def _equation(equation: core.JaxprEqn, bodies_once: bool) -> int:
     return _product(equation)
   if name == 'conv_general_dilated':
     return _convolution(equation)
+  if name in _FUSED_ATTENTION:
+    return _FUSED_ATTENTION[name] * _scores(equation)
   if any(part in name for part in _OPAQUE):
     raise UncountableError(f'program: want operations of known cost, got a '
                            f'{name}')
@@ -82,6 +89,13 @@ def _product(equation: core.JaxprEqn) -> int:
   left = _shape(equation.invars[0])
   terms = math.prod(left[axis] for axis in contracted)
   return 2 * math.prod(_shape(equation.outvars[0])) * terms
+
+
+def _scores(equation: core.JaxprEqn) -> int:
+  """Queries times keys of a fused attention, for all clips and heads."""
+  queries, keys = (_shape(x) for x in equation.invars[:2])
+  axis = 2 if equation.params['layout'] == _HEADS_FIRST else 1
+  return 2 * math.prod(queries) * keys[axis]
 
 
 def _convolution(equation: core.JaxprEqn) -> int:

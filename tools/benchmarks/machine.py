@@ -53,6 +53,16 @@ def peak_memory_bytes() -> int:
   return peak if sys.platform == 'darwin' else peak * 1024
 
 
+def device_peak_bytes(device: jax.Device) -> int | None:
+  """The most that was allocated there since the start of this process."""
+  return (device.memory_stats() or {}).get('peak_bytes_in_use')
+
+
+def device_limit_bytes(device: jax.Device) -> int | None:
+  """The most that JAX may allocate there; None where it has no limit."""
+  return (device.memory_stats() or {}).get('bytes_limit')
+
+
 def matmul_rate(dtype: str, device: jax.Device) -> float:
   """FLOP/s of a large square matrix product, the best of several."""
   edge = _EDGES.get(device.platform, _EDGE)

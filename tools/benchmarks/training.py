@@ -70,9 +70,9 @@ class _Run:
 
 def compile_step(config: train.Config, mesh: Mesh) -> Program:
   """Traces, counts and compiles the update of a run."""
-  arguments = _arguments(config, mesh)
+  given = arguments(config, mesh)
   began = time.perf_counter()
-  traced = train.compile_step(config, mesh).trace(*arguments)
+  traced = train.compile_step(config, mesh).trace(*given)
   lowered = traced.lower()
   trace_s = time.perf_counter() - began
   step, compile_s = compile_cold(lowered)
@@ -85,7 +85,7 @@ def compile_step(config: train.Config, mesh: Mesh) -> Program:
 
 def trace_step(config: train.Config, mesh: Mesh) -> jax.stages.Traced:
   """The update of a run as XLA is given it; nothing is computed."""
-  return train.compile_step(config, mesh).trace(*_arguments(config, mesh))
+  return train.compile_step(config, mesh).trace(*arguments(config, mesh))
 
 
 def compile_cold(
@@ -109,7 +109,7 @@ def measure_front_end(
 ) -> dict[str, Any]:
   """Clips/s from waveforms to log-mels and mixtures, on the devices."""
   make, batch = _front_end(config, mesh), _placed(noise(config), mesh)
-  seconds_all = _times(lambda: make(batch), seconds)
+  seconds_all, _ = times(lambda: make(batch), seconds)
   median_s = statistics.median(seconds_all)
   return {
       'length_s': config.data.mel.samples / config.data.mel.rate_hz,
@@ -123,16 +123,7 @@ def measure_step(
     config: train.Config, mesh: Mesh, program: Program, seconds: float
 ) -> dict[str, Any]:
   """Time, arithmetic and memory of an update, from log-mels on."""
-  views = _front_end(config, mesh)(_placed(noise(config), mesh))
-  state = train.create_state(config, mesh)
-  metrics: Any = None
-
-  def update() -> Any:
-    nonlocal state, metrics
-    state, metrics = program.step(state, views)
-    return state, metrics
-
-  seconds_all = _times(update, seconds)
+  seconds_all, (_, metrics) = times(updates(config, mesh, program), seconds)
   median_s = statistics.median(seconds_all)
   measured = {
       'devices': mesh.size,
@@ -145,9 +136,27 @@ def measure_step(
       'clips_per_s': config.batch / median_s,
       'loss': float(metrics['loss']),
   }
-  memory = _memory(program.step, mesh)
+  memory = planned_memory(program.step) | {
+      'device_peak_bytes': machine.device_peak_bytes(mesh.devices.flat[0]),
+      'process_peak_bytes': machine.peak_memory_bytes(),
+  }
   rate = machine.matmul_rate(config.objective.vit.dtype, mesh.devices.flat[0])
   return measured | _arithmetic(config, mesh, program, median_s, rate) | memory
+
+
+def updates(
+    config: train.Config, mesh: Mesh, program: Program
+) -> Callable[[], tuple[state_lib.TrainState, Any]]:
+  """A function that takes one step further, on noise: (state, metrics)."""
+  views = _front_end(config, mesh)(_placed(noise(config), mesh))
+  state = train.create_state(config, mesh)
+
+  def update() -> tuple[state_lib.TrainState, Any]:
+    nonlocal state
+    state, metrics = program.step(state, views)
+    return state, metrics
+
+  return update
 
 
 def measure_loop(
@@ -183,6 +192,16 @@ def measure_loop(
   }
 
 
+def arguments(config: train.Config, mesh: Mesh) -> tuple[Any, Any]:
+  """Shapes, types and places of the state and the views."""
+  views = jax.eval_shape(_front_end(config, mesh), noise(config))
+  spread = NamedSharding(mesh, PartitionSpec(views_lib.AXIS))
+  return (
+      _state(lambda: train.create_state(config, mesh), mesh),
+      jax.tree.map(lambda x: _placed_shape(x, spread), views),
+  )
+
+
 def noise(config: train.Config) -> views_lib.Record:
   """A batch as the pipeline yields it, of noise for clips."""
   rng, data = np.random.default_rng(config.seed), config.data
@@ -196,6 +215,41 @@ def noise(config: train.Config) -> views_lib.Record:
       'samples': np.full(clips, samples, np.int32),
       'row': np.arange(clips, dtype=np.int32),
   }
+
+
+def times(
+    function: Callable[[], Any], seconds: float
+) -> tuple[list[float], Any]:
+  """Seconds of each call but the first, and the last call's result."""
+  seconds_all: list[float] = []
+  begun = time.perf_counter()
+  while len(seconds_all) < _CALLS or time.perf_counter() < begun + seconds:
+    began = time.perf_counter()
+    result = jax.block_until_ready(function())
+    seconds_all.append(time.perf_counter() - began)
+  return seconds_all[1:], result
+
+
+def xla_gflop(step: jax.stages.Compiled) -> float | None:
+  """XLA's own count, of all operations, loop bodies once."""
+  counted = (step.cost_analysis() or {}).get('flops', -1)
+  return counted / 1e9 if counted > 0 else None
+
+
+def planned_memory(step: jax.stages.Compiled) -> dict[str, int | None]:
+  """Bytes of one device that a program plans; None where XLA does not tell."""
+  plan = step.memory_analysis()
+  parts: dict[str, Any] = {
+      f'program_{name}_bytes': getattr(plan, f'{name}_size_in_bytes', None)
+      for name in ('temp', 'argument', 'output', 'alias')
+  }
+  total = None
+  if None not in parts.values():
+    temp, argument, output, alias = parts.values()
+    # What is donated is argument and output in one.
+    total = temp + argument + output - alias
+  peak = getattr(plan, 'peak_memory_in_bytes', None)
+  return {'program_bytes': total, **parts, 'program_peak_bytes': peak}
 
 
 def _warm(
@@ -256,32 +310,24 @@ def _placed(batch: views_lib.Record, mesh: Mesh) -> views_lib.Record:
   )
 
 
-def _arguments(config: train.Config, mesh: Mesh) -> tuple[Any, Any]:
-  """Shapes, types and places of the state and the views."""
-  state = jax.eval_shape(lambda: train.create_state(config, mesh))
-  views = jax.eval_shape(_front_end(config, mesh), noise(config))
-  return (
-      _sharded(state, mesh, PartitionSpec()),
-      _sharded(views, mesh, PartitionSpec(views_lib.AXIS)),
-  )
+def _state(create: Callable[[], Any], mesh: Mesh) -> Any:
+  """Shapes and types of a state that is not created, on its devices."""
+  program, shapes = jax.make_jaxpr(create, return_shape=True)()
+  leaves, tree = jax.tree.flatten(shapes)
+  # Only the jit that would create it knows its places: they are in its
+  # parameters.
+  places = [
+      place for equation in program.eqns
+      for place in equation.params.get('out_shardings', ())
+      if isinstance(place, NamedSharding)
+  ]
+  if len(places) != len(leaves):
+    places = [NamedSharding(mesh, PartitionSpec())] * len(leaves)
+  return jax.tree.unflatten(tree, map(_placed_shape, leaves, places))
 
 
-def _sharded(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
-  sharding = NamedSharding(mesh, spec)
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-  )
-
-
-def _times(function: Callable[[], Any], seconds: float) -> list[float]:
-  """Seconds of each call but the first."""
-  times: list[float] = []
-  begun = time.perf_counter()
-  while len(times) < _CALLS or time.perf_counter() < begun + seconds:
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    times.append(time.perf_counter() - began)
-  return times[1:]
+def _placed_shape(x: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
 def _counted(traced: jax.stages.Traced, *, bodies_once: bool) -> int | None:
@@ -305,14 +351,13 @@ def _arithmetic(
     matmul_rate: float,
 ) -> dict[str, float | None]:
   """The work of a step, beside XLA's own count and the machine's rate."""
-  xla = (program.step.cost_analysis() or {}).get('flops', -1)
   measured: dict[str, float | None] = {
       'matmul_gflop_per_s': matmul_rate / 1e9,
       'gflop_per_clip': None,
       'gflop_per_s': None,
       'matmul_share': None,
       'loops_once_gflop': None,
-      'loops_once_gflop_xla': xla / 1e9 if xla > 0 else None,
+      'loops_once_gflop_xla': xla_gflop(program.step),
   }
   if program.flops is None or program.flops_once is None:
     return measured
@@ -322,26 +367,4 @@ def _arithmetic(
       'gflop_per_s': program.flops / step_s / 1e9,
       'matmul_share': program.flops / step_s / matmul_rate,
       'loops_once_gflop': program.flops_once / 1e9,
-  }
-
-
-def _memory(
-    step: jax.stages.Compiled, mesh: Mesh
-) -> dict[str, int | None]:
-  """Bytes of one device that the program plans, and what was really used."""
-  plan, stats = step.memory_analysis(), mesh.devices.flat[0].memory_stats()
-  parts: dict[str, Any] = {
-      f'program_{name}_bytes': getattr(plan, f'{name}_size_in_bytes', None)
-      for name in ('temp', 'argument', 'output', 'alias')
-  }
-  total = None
-  if None not in parts.values():
-    temp, argument, output, alias = parts.values()
-    # What is donated is argument and output in one.
-    total = temp + argument + output - alias
-  return {
-      'program_bytes': total,
-      **parts,
-      'device_peak_bytes': (stats or {}).get('peak_bytes_in_use'),
-      'process_peak_bytes': machine.peak_memory_bytes(),
   }
