@@ -806,7 +806,7 @@ def test_a_busy_machine_is_told(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     'arg, wanted',
-    [('--parts=step,speed', "loop,formats,memory,scaling, got 'speed'"),
+    [('--parts=step,speed', "memory,scaling,torch, got 'speed'"),
      ('--workers=1,two', "got '1,two'"), ('--workers=-1', "got '-1'"),
      ('--batches=0,2', "want numbers from 1 on such as 1,2,4, got '0,2'"),
      ('--batches=8,5', 'error: memory of batch 5: batch: want a multiple of 2'),
