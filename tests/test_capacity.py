@@ -19,7 +19,7 @@ def _report(folder, name, *, clones=2, batch=8, devices=1, off=1.0, **fields):
   local = batch / devices
   step_s = local * (_FIXED_S + _PER_CLONE_S * clones) + _PER_STEP_S
   report = {
-      'machine': {'cpu': 'C', 'devices': f'{devices} x D'},
+      'machine': {'cpu': 'C', 'devices': f'{devices} x D', 'is_quiet': True},
       'config': json.loads(config_lib.to_json(config)),
       'step': {'batch': batch, 'devices': devices, 'step_s': off * step_s,
                'gflop_per_clip': 4.0 + clones, 'matmul_share': 0.5,
@@ -56,12 +56,12 @@ def test_lines_are_those_of_the_known_costs(tmp_path):
   assert fits['devices'].hours == pytest.approx([1.375, 1.375])
 
 
-def test_residuals_are_shares_of_the_line(tmp_path):
+def test_residuals_are_shares_of_what_was_measured(tmp_path):
   files = [_report(tmp_path, f'c{n}', clones=n) for n in (1, 3)]
   files.insert(1, _report(tmp_path, 'c2', clones=2, off=1.3))
   fit = _fits(files)['clones']
   assert fit.residuals[1] > 0 > fit.residuals[0]
-  assert [y / (1 + r) for y, r in zip(fit.hours, fit.residuals)] == (
+  assert [y * (1 - r) for y, r in zip(fit.hours, fit.residuals)] == (
       pytest.approx([fit.at(x) for x in (1, 2, 3)]))
   assert sum(y - fit.at(x) for x, y in zip((1, 2, 3), fit.hours)) == (
       pytest.approx(0, abs=1e-9))
@@ -102,7 +102,8 @@ def test_table_and_files(tmp_path, capsys):
 
 def test_reports_that_cannot_be_used_are_named(tmp_path, capsys):
   good = _report(tmp_path, 'good')
-  other = _report(tmp_path, 'other', machine={'cpu': 'C2', 'devices': '1 x D'})
+  other = _report(tmp_path, 'other', machine={
+      'cpu': 'C2', 'devices': '1 x D', 'is_quiet': False})
   no_step = _report(tmp_path, 'no_step', step=None)
   broken = tmp_path / 'broken.json'
   broken.write_text('[')
@@ -114,4 +115,7 @@ def test_reports_that_cannot_be_used_are_named(tmp_path, capsys):
       ([good, '--out=x'], '--out: want two reports that differ'),
   ]:
     assert capacity.main([str(file) for file in files]) == 2
-    assert wanted in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert wanted in printed
+    assert ('other.json: the machine was not quiet' in printed) == (
+        other in files)

@@ -113,8 +113,8 @@ class Fit:
 
   @property
   def residuals(self) -> list[float]:
-    """Of each point, as a share of the line."""
-    return [y / self.at(x) - 1 for x, y in zip(self.places, self.hours)]
+    """Measured less line, of each point, as a share of what was measured."""
+    return [1 - self.at(x) / y for x, y in zip(self.places, self.hours)]
 
 
 def main(args: list[str]) -> int:
@@ -152,6 +152,8 @@ def load(files: Sequence[pathlib.Path]) -> list[Point]:
     if not found:
       raise ValueError(f'{file}: want a report of pre-training with the part '
                        f'step, and FLOPs that are known; got none')
+    if not machine['is_quiet']:
+      print(f'note: {file}: the machine was not quiet', file=sys.stderr)
     kind = machine['devices'].partition(' x ')[2]
     machines.setdefault((kind, machine['cpu']), file)
     points += found
