@@ -756,19 +756,22 @@ def _config_file(folder) -> str:
 def test_report_as_table_and_json(tmp_path, capsys, monkeypatch, program):
   monkeypatch.setattr(training, 'compile_step', lambda *_: program)
   monkeypatch.setattr(machine, '_EDGES', {'cpu': 256})
+  monkeypatch.setattr(projection, 'project', lambda _, steps: [
+      dict.fromkeys(table.TITLES['projection'], steps[0]['step_s'])])
   file = tmp_path / 'out.json'
   args = [_config_file(tmp_path), '--config.data.threads=1', '--workers=0',
           '--seconds=0.05', f'--json={file}']
   assert benchmark.main(args) == 0
   report = json.loads(file.read_text())
-  sections = {'machine', *benchmark.DEFAULT_PARTS}
+  sections = {'machine', 'projection', *benchmark.DEFAULT_PARTS}
   assert set(report) == {'config', 'command', *sections}
   assert set(table.TITLES) == {*sections, *benchmark.PARTS, 'memory_line',
-                               'projection', 'comparison'}
+                               'comparison'}
   for section in sections:
     rows, titles = report[section], table.TITLES[section]
     for row in rows if isinstance(rows, list) else [rows]:
       assert set(row) == set(titles)
+  assert report['projection'][0]['hours'] == report['step']['step_s']
   assert report['config']['data']['threads'] == 1
   assert '--workers=0' in report['command']
   assert [row['workers'] for row in report['pipeline']] == [0]
