@@ -22,6 +22,20 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 
+# The files that take longest begin first, or one process would wait for them in
+# the end: those of several processes spend minutes waiting.
+_LONG = ('test_processes', 'test_resumption', 'test_train', 'test_parity',
+         'test_configs', 'test_benchmark', 'test_torch_step', 'test_classify')
+
+
+def pytest_collection_modifyitems(items):
+  def rank(item):
+    name = item.path.stem
+    return _LONG.index(name) if name in _LONG else len(_LONG)
+
+  items.sort(key=rank)  # stable
+
+
 def pytest_addoption(parser):
   parser.addoption('--kills', type=int, default=3,
                    help='how often tests/test_resumption.py kills its run')
