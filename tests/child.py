@@ -40,7 +40,7 @@ def start(workdir, *args, devices=1, module='tests.child', **environment):
   """Starts it; its errors can be read from `stderr`."""
   return subprocess.Popen(
       [sys.executable, '-m', module, str(workdir), *args], cwd=_ROOT,
-      env={**os.environ, 'XLA_FLAGS': '', 'JAX_NUM_CPU_DEVICES': str(devices),
+      env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'JAX_NUM_CPU_DEVICES': str(devices),
            **environment},
       stderr=subprocess.PIPE, text=True, start_new_session=True,
   )
