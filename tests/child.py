@@ -17,6 +17,7 @@ import sys
 from unittest import mock
 
 _ROOT = pathlib.Path(__file__).parent.parent
+_XLA_FLAGS = '--xla_backend_optimization_level=0'  # as in conftest.py
 
 
 def config(workdir, steps, folder=None, workers=0, patience=600.0, **trouble):
@@ -40,7 +41,8 @@ def start(workdir, *args, devices=1, module='tests.child', **environment):
   """Starts it; its errors can be read from `stderr`."""
   return subprocess.Popen(
       [sys.executable, '-m', module, str(workdir), *args], cwd=_ROOT,
-      env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'JAX_NUM_CPU_DEVICES': str(devices),
+      env={**os.environ, 'XLA_FLAGS': _XLA_FLAGS,
+           'JAX_NUM_CPU_DEVICES': str(devices),
            **environment},
       stderr=subprocess.PIPE, text=True, start_new_session=True,
   )
