@@ -21,6 +21,7 @@ import numpy as np
 
 from sslam_jax import clips as clips_lib
 from sslam_jax import decoding
+from sslam_jax import errors
 
 _INFO = 'dataset_info.json'
 _AUDIO = 'tensorflow_datasets.core.features.audio_feature.Audio'
@@ -229,7 +230,7 @@ def _open(config: Tfds) -> _Rows:
       folder = _prepared(config, tfds)
     return _Rows(config, tfds.builder_from_directory(folder), tfds)
   except ImportError as error:  # In TFDS: of TensorFlow, pydub and others.
-    text = str(error).splitlines()[0]
+    text = errors.first_line(error)
     raise ValueError(
       f'{config.name}: want what TFDS needs for this data set (for '
       f'TensorFlow: pip install tensorflow), got: {text}'
@@ -350,7 +351,7 @@ def _records(config: Tfds, builder: Any, tfds: Any) -> Any:
       file_format='array_record',
     )
   except ValueError as error:
-    splits, text = sorted(builder.info.splits), str(error).splitlines()[0]
+    splits, text = sorted(builder.info.splits), errors.first_line(error)
     raise ValueError(
       f'split: want one of {splits} or a part with clips, got '
       f'{config.split!r}: {text}'

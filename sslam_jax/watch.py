@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import jax
 
+from sslam_jax import errors
 from sslam_jax import processes
 
 _PULSE_S = 2.0
@@ -183,7 +184,7 @@ class Watch:
     time.sleep(_SURE_S + 2 * _PULSE_S)  # in which `_look` finds the reason
     self._ending.acquire()
     _end(f'another process of this job ended or cannot be reached '
-         f'({str(error).splitlines()[0]})', LOST)
+         f'({errors.first_line(error)})', LOST)
 
   def _pulse(self) -> None:
     board, number, is_last = processes.Board(), 0, False
