@@ -54,6 +54,9 @@ def twenty_steps(devices, accumulate, shard_optimizer=False):
     state, metrics = step_fn(state, views)
     history.append(jax.device_get(metrics))
   feed.close()
+  places = train.shardings(state, config, mesh)
+  assert all(x.sharding.is_equivalent_to(place, x.ndim) for x, place in
+             zip(jax.tree.leaves(state), jax.tree.leaves(places)))
   held = [
       sum(shard.data.nbytes for x in jax.tree.leaves(state.opt_state)
           for shard in x.addressable_shards if shard.device == device)
