@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 _NORM_EPSILON = 1e-6
 _DECODER_NORM_EPSILON = 1e-5
+_CONVOLVED = 'convolved'  # kept for the backward pass, the rest is not
 _WAVELENGTH = 10_000.0  # longest, of the sin-cos positions
 
 
@@ -34,7 +36,8 @@ class Vit:
     mlp_ratio: Width of a block's MLP, relative to `width`.
     patch: Edge of the square patches, in frames and mel bins.
     dtype: Compute type; parameters, norms and softmax are float32 anyway.
-    remat: Compute activations again in the backward pass: less memory.
+    remat: Compute whole blocks again in the backward pass: less memory. Without
+      it matrix products are kept, and norms, softmax and GELU computed again.
   """
 
   width: int = 768
@@ -175,9 +178,11 @@ class Encoder(nn.Module):
     clip_Rx1xD = jnp.broadcast_to(clip_D, (rows, 1, config.width))
     x_RxSxD = jnp.concatenate([clip_Rx1xD, x_RxKxD], axis=1)
     x_RxSxD = _layer_norm('pre_norm')(x_RxSxD).astype(dtype)
-    block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+    policies = jax.checkpoint_policies
+    kept = (policies.nothing_saveable if config.remat
+            else policies.dots_saveable)
     stack = nn.scan(
-        block,
+        nn.remat(Block, prevent_cse=False, policy=kept),
         variable_axes={'params': 0},
         split_rngs={'params': True},
         length=config.depth,
@@ -207,7 +212,7 @@ class Block(nn.Module):
     x_RxSxD = x_RxSxD + _scaled(attended_RxSxD, branch_Rx2, 0)
     r_RxSxD = _layer_norm('norm1')(x_RxSxD).astype(dtype)
     h_RxSxE = _dense(config.mlp_ratio * config.width, dtype, 'mlp1')(r_RxSxD)
-    h_RxSxE = jax.nn.gelu(h_RxSxE, approximate=False)
+    h_RxSxE = gelu(h_RxSxE)
     h_RxSxD = _dense(config.width, dtype, 'mlp2')(h_RxSxE)
     x_RxSxD = _layer_norm('norm2')(
         r_RxSxD + _scaled(h_RxSxD, branch_Rx2, 1)
@@ -229,6 +234,15 @@ class Attention(nn.Module):
     out_RxSxHxd = attention(*(qkv[:, :, i] for i in range(3)))
     out_RxSxD = out_RxSxHxd.reshape(x_RxSxD.shape)
     return _dense(width, dtype, 'out')(out_RxSxD)
+
+
+def gelu(x: Array) -> Array:
+  """Exact GELU as PyTorch computes it; `jax.nn.gelu` takes twice as long.
+
+  That is made of erfc, to keep the relative precision of values near zero.
+  """
+  x32 = x.astype(jnp.float32)
+  return (x32 * (0.5 + 0.5 * jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype)
 
 
 def attention(
@@ -366,8 +380,9 @@ class ConvDecoder(nn.Module):
     x_RxNxD = x_RxNxD.at[jnp.arange(rows)[:, None], keep_RxK].set(
         patch_RxKxD.astype(self.dtype)
     )
+    kept = jax.checkpoint_policies.save_only_these_names(_CONVOLVED)
     stack = nn.scan(
-        ConvLayer,
+        nn.remat(ConvLayer, prevent_cse=False, policy=kept),
         variable_axes={'params': 0},
         split_rngs={'params': True},
         length=self.config.depth,
@@ -394,14 +409,14 @@ class ConvLayer(nn.Module):
     init = symmetric_uniform((inputs * kernel**2) ** -0.5)
     weight = self.param('kernel', init, (kernel, kernel, inputs, width))
     bias_D = self.param('bias', init, (width,))
-    y_RxHxWxD = grouped_conv(
+    y_RxHxWxD = checkpoint_name(grouped_conv(
         x_RxHxWxD, weight.astype(self.dtype), self.config.groups
-    ) + bias_D.astype(self.dtype)[None, None, None]
+    ) + bias_D.astype(self.dtype)[None, None, None], _CONVOLVED)
     y_RxHxWxD = nn.LayerNorm(
         epsilon=_DECODER_NORM_EPSILON, use_bias=False, use_scale=False,
         use_fast_variance=False, dtype=jnp.float32,
     )(y_RxHxWxD).astype(self.dtype)
-    return x_RxHxWxD + jax.nn.gelu(y_RxHxWxD, approximate=False), None
+    return x_RxHxWxD + gelu(y_RxHxWxD), None
 
 
 def grouped_conv(x_RxHxWxD: Array, kernel: Array, groups: int) -> Array:

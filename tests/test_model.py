@@ -384,6 +384,43 @@ def test_remat_changes_neither_values_nor_gradients(params):
                                atol=GRADIENT_TOLERANCE * abs(b).max())
 
 
+def kept(module, params, *inputs):
+  """Shapes of what the forward pass leaves for the backward pass."""
+  _, back = jax.vjp(lambda p: jax.tree.leaves(module.apply(p, *inputs)), params)
+  return [x.shape for x in jax.tree.leaves(back)]
+
+
+@pytest.mark.parametrize(('remat', 'wide'), [(False, 1), (True, 0)])
+def test_of_an_mlp_its_first_product_is_kept_at_most(remat, wide):
+  vit = model.Vit(width=32, depth=3, heads=2, remat=remat)
+  encoder, mel = model.Encoder(vit), draw((2, FRAMES, MEL_BINS))
+  shapes = kept(encoder, encoder.init(jax.random.key(0), mel), mel)
+  assert shapes.count((3, 2, 1 + PATCHES, 4 * 32)) == wide
+
+
+def test_of_a_decoder_layer_its_input_and_convolution_are_kept():
+  decoder = model.ConvDecoder(model.Decoder(depth=3, groups=4), 'float32')
+  inputs = (draw((2, 3, 32)), jnp.array([[0, 1, 2], [1, 3, 4]]),
+            jnp.asarray(draw((2, 10, 32))), (5, 2))
+  shapes = kept(decoder, decoder.init(jax.random.key(0), *inputs), *inputs)
+  assert shapes.count((3, 2, 5, 2, 32)) == 2
+
+
+def test_gelu_is_exact_and_bfloat16_loses_its_own_digits_only():
+  x = np.linspace(-9, 9, 3601)
+  slope = gelu(x) / np.where(x, x, 1) + x * np.exp(-x**2 / 2) / math.sqrt(
+      2 * math.pi)
+  slope[x == 0] = 0.5
+  given = jnp.asarray(x, jnp.float32)
+  np.testing.assert_allclose(model.gelu(given), gelu(x), rtol=0, atol=2e-6)
+  np.testing.assert_allclose(jax.vmap(jax.grad(model.gelu))(given), slope,
+                             rtol=0, atol=2e-6)
+  rounded = given.astype(jnp.bfloat16)
+  np.testing.assert_allclose(
+      model.gelu(rounded).astype(jnp.float32),
+      gelu(np.asarray(rounded, np.float64)), rtol=2**-8, atol=2e-6)
+
+
 def test_the_program_does_not_grow_with_depth():
   def lines(depth, remat):
     vit = model.Vit(width=32, depth=depth, heads=2, remat=remat)
