@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sslam_jax import audio
 from sslam_jax import losses
 from sslam_jax import masking
 from sslam_jax import mixing
@@ -30,7 +31,7 @@ def example():
   rng = np.random.default_rng(0)
   mel = rng.normal(size=(4, tiny.FRAMES, tiny.MEL_BINS)).astype(np.float32)
   mask = masking.InverseBlock(hide=0.75, block=2)
-  plan = mixing.PartialMix(group=2)
+  plan = mixing.PartialMix(group=2, shared_columns=False)
   keep = np.stack([
       masking.kept_indices(mask.sample(rng, tiny.CLONES,
                                        (COLUMNS, MEL_PATCHES)))
@@ -40,7 +41,7 @@ def example():
   mel = jnp.asarray(mel)
   views = views_lib.Views(
       mel, jnp.asarray(keep), jnp.arange(4),
-      views_lib.mixture_of(mel, jnp.asarray(column), 2, 16),
+      views_lib.mixture_of(mel, {'column': column}, plan, audio.LogMel(), 16),
   )
   objective = objective_of()
   params = objective.init(jax.random.key(1), mel.shape[1:])

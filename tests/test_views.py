@@ -72,7 +72,8 @@ def test_every_clip_is_mixed_with_the_one_before_it_in_its_group(
     columns = columns[[i // group * group for i in range(CLIPS)]]
   side = made(shared, group).mixture
   np.testing.assert_array_equal(side.column_BxC, columns)
-  np.testing.assert_allclose(side.partner_BxTxF, log_mels()[partners], rtol=0,
+  partner, = side.partners_BxTxF
+  np.testing.assert_allclose(partner, log_mels()[partners], rtol=0,
                              atol=TOLERANCE)
   np.testing.assert_allclose(side.mel_BxTxF, mixture(partners, columns),
                              rtol=0, atol=TOLERANCE)
