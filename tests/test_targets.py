@@ -84,6 +84,13 @@ def test_join_averages_the_mixed_tokens_and_keeps_the_rest():
   ])
 
 
+def test_join_of_three_sources_is_their_mean():
+  own = jnp.float32([[[3, 0], [6, 9]]])
+  near, far = np.float32([[[[30, 300]]], [[[60, 600]]]])
+  joined = targets.join(own, [near, far], np.array([[1]]))
+  np.testing.assert_array_equal(joined, [[[3, 0], [32, 303]]])
+
+
 def test_join_of_no_token_is_the_own_target():
   own = jnp.ones((2, 4, 3))
   joined = targets.join(own, [np.zeros((2, 0, 3), np.float32)],

@@ -79,6 +79,34 @@ def test_every_clip_is_mixed_with_the_one_before_it_in_its_group(
                              rtol=0, atol=TOLERANCE)
 
 
+def test_three_sources_are_each_clip_and_the_two_before_it():
+  mix = mixing.PartialMix(group=3, sources=3, clean_share=0.0)
+  record = batch() | {'column': jnp.tile(jnp.arange(4), (CLIPS, 1))}
+  side = views.mixture_of(jnp.asarray(log_mels()), record, mix, MEL, PATCH)
+  groups = log_mels().reshape(2, 3, 70, 32)
+  loudest = groups.max(1, keepdims=True).repeat(3, 1).reshape(CLIPS, 70, 32)
+  np.testing.assert_array_equal(side.mel_BxTxF[:, :64], loudest[:, :64])
+  near, far = side.partners_BxTxF
+  np.testing.assert_array_equal(near, log_mels()[[2, 0, 1, 5, 3, 4]])
+  np.testing.assert_array_equal(far, log_mels()[[1, 2, 0, 4, 5, 3]])
+
+
+def test_waveforms_are_added_in_mixed_columns_alone():
+  mix = mixing.PartialMix(group=2, how='wave', shared_columns=False,
+                          snr_db=(-3.0, 3.0))
+  masked = views.Masked(clones=2, mix=mix)
+  record = batch() | {'snr_db': jnp.linspace(-3, 3, CLIPS)[:, None]}
+  side = jax.jit(lambda record: masked.make(record, MEL, PATCH))(record).mixture
+  heard = np.asarray(MEL(*mix.add(record)))
+  assert np.abs(heard - log_mels()).max() > 0.1
+  for clip, columns in enumerate(np.asarray(batch()['column'])):
+    is_mixed = np.isin(np.arange(70) // PATCH, columns)[:, None]
+    expected = np.where(is_mixed, heard[clip], log_mels()[clip])
+    # Another compilation, of logarithms of next to nothing.
+    np.testing.assert_allclose(side.mel_BxTxF[clip], expected, rtol=0,
+                               atol=1e-4)
+
+
 def test_mixtures_differ_from_their_clips_in_mixed_columns_alone():
   out = made(True)
   changed = np.asarray(out.mixture.mel_BxTxF != out.mel_BxTxF).any(2)
