@@ -11,6 +11,7 @@ import pytest
 from sslam_jax import audio
 from sslam_jax import augment
 from sslam_jax import mixing
+from sslam_jax import pictures
 from sslam_jax import soundscapes
 from sslam_jax import views
 
@@ -89,6 +90,19 @@ def test_three_sources_are_each_clip_and_the_two_before_it():
   near, far = side.partners_BxTxF
   np.testing.assert_array_equal(near, log_mels()[[2, 0, 1, 5, 3, 4]])
   np.testing.assert_array_equal(far, log_mels()[[1, 2, 0, 4, 5, 3]])
+
+
+def test_a_picture_shows_every_partner():
+  mix = mixing.PartialMix(group=3, sources=3)
+  out = views.Masked(clones=2, mix=mix).make(batch(), MEL, PATCH)
+  titles, mels, bars = zip(*pictures._panels(out, 1, PATCH))
+  assert titles[:4] == ('log-mel', 'partner 1', 'partner 2',
+                        'mixture (bar: mixed)')
+  for mel, clip in zip(mels, (1, 0, 2)):
+    np.testing.assert_allclose(mel, log_mels()[clip], rtol=0, atol=TOLERANCE)
+  np.testing.assert_array_equal(mels[3], out.mixture.mel_BxTxF[1])
+  # Columns 0 and 1 are the first clip's, which the group shares.
+  np.testing.assert_array_equal(np.flatnonzero(bars[3]), np.arange(32))
 
 
 def test_waveforms_are_added_in_mixed_columns_alone():
