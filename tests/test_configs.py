@@ -149,6 +149,17 @@ def test_arms_of_table_2_are_those_of_the_configuration():
     assert config == arm
 
 
+@pytest.mark.parametrize(('assignment', 'message'), [
+    ('sources=5', r'sources: want 2 to 4 \(group\), got 5'),
+    ('snr_db=0,3', "snr_db: want None, or how='wave'; got how='max'"),
+    ('how=sum', "how: want one of 'max', 'log_mean', 'power', 'wave'"),
+])
+def test_wrong_mixtures_are_refused_by_name(assignment, message):
+  with pytest.raises(ValueError, match=f'^data.views.mix.{message}'):
+    config_lib.override(stage2.get_config('demo'),
+                        [f'data.views.mix.{assignment}'])
+
+
 def test_source_retention_has_to_be_there_to_sweep_its_patches():
   with pytest.raises(ValueError, match="want SSLAM, .* got 'demo,mb_ua_pma'"):
     points_of('retention_patches', 'demo,mb_ua_pma')
