@@ -88,7 +88,15 @@ class LogMel:
     mel_BxTxF = self.log_mel(wave_BxS, samples_B)[:, : self.frames]
     missing = self.frames - mel_BxTxF.shape[1]
     mel_BxTxF = jnp.pad(mel_BxTxF, ((0, 0), (0, missing), (0, 0)))
+    return self.normalise(mel_BxTxF)
+
+  def normalise(self, mel_BxTxF: Array) -> Array:
+    """Normalised log-mels of those in nats."""
     return (mel_BxTxF - self.mean) / (_PUBLISHED_SCALE * self.std)
+
+  def nats(self, mel_BxTxF: Array) -> Array:
+    """The inverse of `normalise`."""
+    return mel_BxTxF * (_PUBLISHED_SCALE * self.std) + self.mean
 
   def log_mel(self, wave_BxS: Array, samples_B: Array) -> Array:
     """Log-mels in nats, [B, frames that fit S, F]; 0.0 beyond each clip."""

@@ -212,6 +212,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
   """`value` as the type that `hint` asks for (1 may be 1.0), or ValueError."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
+    if dataclasses.is_dataclass(value) and type(value) in args:
+      return checked(value, path)  # what it refuses, it says itself
     # The exact type first: 1 is an int before it may be a float.
     for arg in sorted(args, key=lambda arg: type(value) is not arg):
       try:

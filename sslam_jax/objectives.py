@@ -399,16 +399,19 @@ class SourceRetention(MaskedLatent):
   def _retention_target(
       self, teacher: state.Params, views: views_lib.Views, clean: Side
   ) -> Array:
-    """Mean of both sources' targets where mixed, the clip's own elsewhere.
+    """Mean of all sources' targets where mixed, the clip's own elsewhere.
 
-    The partner's come from a pass over its mixed columns alone: what it would
+    A partner's come from a pass over its mixed columns alone: what it would
     hear of itself there without its clean windows.
     """
     assert views.mixture is not None
     token_BxC = self._tokens(views)
-    layers = self._layers(teacher, views.mixture.partner_BxTxF, token_BxC)
-    partner_BxCxD = targets.average_layers(layers, last=self.local_layers)
-    return targets.join(clean.target_BxNxD, partner_BxCxD, token_BxC)
+    partners_BxCxD = [
+        targets.average_layers(self._layers(teacher, mel_BxTxF, token_BxC),
+                               last=self.local_layers)
+        for mel_BxTxF in views.mixture.partners_BxTxF
+    ]
+    return targets.join(clean.target_BxNxD, partners_BxCxD, token_BxC)
 
 
 def _masked(views: views_lib.Kind) -> views_lib.Masked:

@@ -37,7 +37,7 @@ def draw_views(
 ) -> None:
   """Draws the first clips of a batch, one column each.
 
-  From top to bottom: log-mel; its partner and the mixture with mixed columns
+  From top to bottom: log-mel; its partners and the mixture with mixed columns
   marked, where there are any; what is left of the clip in two clones. Of
   labelled clips: the augmented log-mel with its labels, of the classes `names`.
   """
@@ -97,12 +97,12 @@ def _panels(
     is_mixed_T = np.zeros(len(mel_TxF), bool)
     for column in np.asarray(views.mixture.column_BxC[clip]):
       is_mixed_T[column * patch : (column + 1) * patch] = True
-    partner_TxF = np.asarray(views.mixture.partner_BxTxF[clip])
+    partners = views.mixture.partners_BxTxF
+    for number, partner_BxTxF in enumerate(partners, 1):
+      title = f'partner {number}' if len(partners) > 1 else 'partner'
+      panels.append((title, np.asarray(partner_BxTxF[clip]), None))
     mixed_TxF = np.asarray(views.mixture.mel_BxTxF[clip])
-    panels += [
-        ('partner', partner_TxF, None),
-        ('mixture (bar: mixed)', mixed_TxF, is_mixed_T),
-    ]
+    panels.append(('mixture (bar: mixed)', mixed_TxF, is_mixed_T))
   keep_MxK = np.asarray(views.keep_BxMxK[clip][:_CLONES])
   for clone, keep_K in enumerate(keep_MxK):
     title = f'clone {clone + 1}: {len(keep_K)} patches kept'

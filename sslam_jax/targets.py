@@ -1,5 +1,7 @@
 """From the teacher's layers to what the student must predict; all float32."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -19,18 +21,21 @@ def average_layers(layers_LxBxNxD: Array, *, last: int | None) -> Array:
   return _standardize(_standardize(used, axis=-2).mean(0), axis=-1)
 
 
-def join(own_BxNxD: Array, partner_BxCxD: Array, token_BxC: Array) -> Array:
-  """Source retention targets: the mean of both sources where they are mixed.
+def join(
+    own_BxNxD: Array, partners_BxCxD: Sequence[Array], token_BxC: Array
+) -> Array:
+  """Source retention targets: the mean of all sources where they are mixed.
 
   Args:
     own_BxNxD: Targets of the clean clips.
-    partner_BxCxD: Those of their partners, for the mixed tokens alone.
+    partners_BxCxD: Those of their partners, for the mixed tokens alone.
     token_BxC: Which tokens these are.
 
-  Source: SSLAM paper, equation 4.
+  Source: SSLAM paper, equation 4, which has one partner.
   """
   row_Bx1 = jnp.arange(len(own_BxNxD))[:, None]
-  mean_BxCxD = (own_BxNxD[row_Bx1, token_BxC] + partner_BxCxD) / 2
+  sum_BxCxD = sum(partners_BxCxD, own_BxNxD[row_Bx1, token_BxC])
+  mean_BxCxD = sum_BxCxD / (1 + len(partners_BxCxD))
   return own_BxNxD.at[row_Bx1, token_BxC].set(mean_BxCxD)
 
 

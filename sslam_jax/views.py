@@ -59,12 +59,12 @@ class Mixture:
   """The mixed side of a batch.
 
   Attributes:
-    partner_BxTxF: Log-mels of each clip's partner.
-    mel_BxTxF: Partial mixtures of each clip with its partner.
+    partners_BxTxF: Log-mels of each clip's partners, one array for each.
+    mel_BxTxF: Partial mixtures of each clip with its partners.
     column_BxC: int32 mixed columns, ascending.
   """
 
-  partner_BxTxF: Array
+  partners_BxTxF: tuple[Array, ...]
   mel_BxTxF: Array
   column_BxC: Array
 
@@ -132,7 +132,7 @@ class Masked:
     hidden_MxN = self.mask.sample(rng, self.clones, grid)
     record = {'keep': masking.kept_indices(hidden_MxN)}
     if self.mix is not None:
-      record['column'] = self.mix.plan(rng, grid[0])
+      record |= self.mix.draw(rng, grid[0])
     return record
 
   def label(self, labels: Sequence[str]) -> Record:
@@ -140,11 +140,10 @@ class Masked:
     return {}
 
   def make(self, record: Record, mel: audio.LogMel, patch: int) -> Views:
-    """`record` has int32 `keep` [B, M, K], and `column` [B, C] to mix."""
+    """`record` has int32 `keep` [B, M, K], and what `mix` draws."""
     mel_BxTxF, mixture = mel(record['wave'], record['samples']), None
     if self.mix is not None:
-      column_BxC = self.mix.share(record['column'])
-      mixture = mixture_of(mel_BxTxF, column_BxC, self.mix.group, patch)
+      mixture = mixture_of(mel_BxTxF, record, self.mix, mel, patch)
     return Views(mel_BxTxF, record['keep'], record['row'], mixture)
 
 
@@ -242,9 +241,18 @@ class Labelled:
 
 
 def mixture_of(
-    mel_BxTxF: Array, column_BxC: Array, group: int, patch: int
+    mel_BxTxF: Array,
+    record: Record,
+    mix: mixing.PartialMix,
+    front_end: audio.LogMel,
+    patch: int,
 ) -> Mixture:
-  """Mixes every clip with the one before it in its group."""
-  partner_BxTxF = mixing.partner(mel_BxTxF, group)
-  mixed_BxTxF = mixing.mix(mel_BxTxF, partner_BxTxF, column_BxC, patch)
-  return Mixture(partner_BxTxF, mixed_BxTxF, jnp.asarray(column_BxC))
+  """Mixes every clip with those before it in its group.
+
+  `record` has int32 `column` [B, C], and what `mix.together` asks for.
+  """
+  column_BxC = mix.share(jnp.asarray(record['column']))
+  partners_BxTxF = mix.partners(mel_BxTxF)
+  together_BxTxF = mix.together(mel_BxTxF, partners_BxTxF, record, front_end)
+  mixed_BxTxF = mixing.splice(mel_BxTxF, together_BxTxF, column_BxC, patch)
+  return Mixture(partners_BxTxF, mixed_BxTxF, column_BxC)

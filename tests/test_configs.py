@@ -1,8 +1,12 @@
 """Every shipped configuration: built, shrunk and trained; every field read."""
 
 import dataclasses
+import importlib
+import itertools
 import pathlib
+import re
 
+import numpy as np
 import pytest
 
 from sslam_jax import audio
@@ -16,6 +20,9 @@ from sslam_jax import report
 from sslam_jax import run_folder
 from sslam_jax import soundscapes
 from sslam_jax import train
+from configs import stage2
+from configs.sweeps import clones
+from tools.benchmarks import projection
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _ARMS = ['', 'mb_ua', 'mb_pma', 'mb_ua_pma']
@@ -30,6 +37,8 @@ _TASKS = ['as20k', 'as2m', 'esc50,fold=3', 'speech_commands_v1',
           'idmt_desed_fl', 'demo', 'folder=x,test_folder=y',
           'csv=x,multi_label', 'folder=x,folds=4,fold=2', 'as20k,large,ema']
 FINETUNE = [f'{_ROOT}/configs/finetune.py:{a}' for a in _TASKS]
+SWEEPS = sorted(path.stem for path in (_ROOT / 'configs/sweeps').glob('*.py')
+                if path.stem != '__init__')
 LINEAR = [f'{_ROOT}/configs/linear.py:{a}' for a in _TASKS]
 
 
@@ -85,6 +94,124 @@ def test_shipped_configuration_trains(spec, tmp_path):
   assert [line['step'] for line in metrics] == [1, 2]
   pictures = {p.name for p in (tmp_path / 'pictures').iterdir()}
   assert pictures == {'step_0000001.png', 'step_0000002.png', 'losses.png'}
+
+
+def at(config, point):
+  """The configuration at a point of a sweep."""
+  for name, value in point.items():
+    *parents, field = name.split('.')
+    owner = config
+    for parent in parents:
+      owner = getattr(owner, parent)
+    assert hasattr(owner, field), name
+    setattr(owner, field, value)
+  return config_lib.checked(config)
+
+
+def points_of(sweep, arg=''):
+  """The configurations of a sweep, by name."""
+  module = importlib.import_module(f'configs.sweeps.{sweep}')
+  points = [*module.sweep(arg)]
+  configs = {point.pop('name'): at(module.get_config(arg), point)
+             for point in points}
+  assert len(configs) == len(points)
+  return configs
+
+
+@pytest.mark.parametrize('arg', ['', 'demo'])
+@pytest.mark.parametrize('sweep', SWEEPS)
+def test_every_point_of_a_sweep_is_a_configuration_of_its_own(sweep, arg):
+  configs = points_of(sweep, arg)
+  assert len(configs) >= 2
+  for name, config in configs.items():
+    assert re.fullmatch(r'[a-z0-9_.-]+', name)  # of a folder
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+    assert config.batch % config.data.views.group == 0
+  for one, other in itertools.combinations(configs.values(), 2):
+    assert config_lib.differences(one, other)
+  # What is published is one of them.
+  assert stage2.get_config(arg) in configs.values()
+
+
+def test_sweeps_are_those_of_the_issue():
+  assert SWEEPS == [
+      'clean_share', 'clones', 'columns', 'mixing_domain', 'mixing_length',
+      'retention_patches', 'retention_weight', 'sources', 'table2',
+      'target_layers',
+  ]
+
+
+def test_arms_of_table_2_are_those_of_the_configuration():
+  for name, config in points_of('table2', 'demo').items():
+    words = 'demo' if name == 'sslam' else f'demo,{name}'
+    arm = stage2.get_config(words)
+    arm.workdir = config.workdir
+    assert config == arm
+
+
+@pytest.mark.parametrize(('assignment', 'message'), [
+    ('sources=5', r'sources: want 2 to 4 \(group\), got 5'),
+    ('snr_db=0,3', "snr_db: want None, or how='wave'; got how='max'"),
+    ('how=sum', "how: want one of 'max', 'log_mean', 'power', 'wave'"),
+])
+def test_wrong_mixtures_are_refused_by_name(assignment, message):
+  with pytest.raises(ValueError, match=f'^data.views.mix.{message}'):
+    config_lib.override(stage2.get_config('demo'),
+                        [f'data.views.mix.{assignment}'])
+
+
+def test_source_retention_has_to_be_there_to_sweep_its_patches():
+  with pytest.raises(ValueError, match="want SSLAM, .* got 'demo,mb_ua_pma'"):
+    points_of('retention_patches', 'demo,mb_ua_pma')
+
+
+def test_runs_of_any_number_of_clones_have_the_same_arithmetic():
+  """By the traced programs, which the counts do not see."""
+  configs = points_of('clones', 'demo')
+  base = stage2.get_config('demo')
+  budget = base.steps * projection.clip_flops(base)
+  for name in ('clones_1', 'clones_8'):
+    config = configs[name]
+    flops = projection.clip_flops(config)
+    np.testing.assert_allclose(clones.clip_flops(config), flops, rtol=0.005)
+    np.testing.assert_allclose(config.steps * flops, budget, rtol=0.01)
+    assert config.batch == base.batch
+    for part, whole in ((config.optim.warmup_steps, 30),
+                        (config.objective.ema.anneal_steps, 400)):
+      assert abs(part / config.steps - whole / 200) < 1 / config.steps
+  assert configs['clones_2'] == base
+  # Method.md, section 11: about 1.2 TFLOP per clip and update.
+  assert round(clones.clip_flops(stage2.get_config()) / 1e12, 2) == 1.22
+
+
+def test_arithmetic_of_arms_and_sources_is_that_of_the_traced_program():
+  pma = stage2.get_config('demo,mb_pma')
+  three = stage2.get_config('demo')
+  three.data.views.mix.sources = 3
+  for config in (pma, three):
+    np.testing.assert_allclose(clones.clip_flops(config),
+                               projection.clip_flops(config), rtol=0.005)
+
+
+@pytest.mark.parametrize('changes', [
+    # The step of these is compiled already, for the shipped configuration.
+    {'how': 'log_mean'},
+    {'how': 'power'},
+    {'how': 'wave', 'snr_db': (-5.0, 5.0), 'sources': 3, 'group': 3,
+     'clean_share': 0.0},
+])
+def test_other_mixtures_train(changes, tmp_path):
+  config = shrunk(STAGE2[3], tmp_path)
+  mix = config.data.views.mix = dataclasses.replace(
+      config.data.views.mix, **changes
+  )
+  config.batch = mix.group
+  train.run(config)
+  metrics = report.read_metrics(str(tmp_path))
+  assert [line['step'] for line in metrics] == [1, 2]
+  assert all(np.isfinite([*line.values()]).all() for line in metrics)
+  assert all(line['retention'] > 0 for line in metrics)
+  assert (tmp_path / 'pictures/step_0000002.png').exists()
 
 
 @pytest.mark.parametrize('spec', [FINETUNE[4], LINEAR[2]])

@@ -231,7 +231,7 @@ def test_views_hold_the_mixture_of_the_group():
   _, views, *_ = next(feed_of(1))
   mel = np.asarray(views.mel_BxTxF)
   partner = mel.reshape(4, 2, *mel.shape[1:])[:, ::-1].reshape(mel.shape)
-  np.testing.assert_array_equal(views.mixture.partner_BxTxF, partner)
+  np.testing.assert_array_equal(views.mixture.partners_BxTxF[0], partner)
   columns = np.asarray(views.mixture.column_BxC)
   np.testing.assert_array_equal(columns[::2], columns[1::2])  # shared
   for clip in range(8):

@@ -12,7 +12,7 @@ ALLOWED = {
     'clips': set(),
     'audio': set(),
     'masking': set(),
-    'mixing': set(),
+    'mixing': {'audio'},
     'model': set(),
     'targets': set(),
     'losses': set(),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sslam_jax import audio
 from sslam_jax import losses
 from sslam_jax import masking
 from sslam_jax import mixing
@@ -30,7 +31,7 @@ def example():
   rng = np.random.default_rng(0)
   mel = rng.normal(size=(4, tiny.FRAMES, tiny.MEL_BINS)).astype(np.float32)
   mask = masking.InverseBlock(hide=0.75, block=2)
-  plan = mixing.PartialMix(group=2)
+  plan = mixing.PartialMix(group=2, shared_columns=False)
   keep = np.stack([
       masking.kept_indices(mask.sample(rng, tiny.CLONES,
                                        (COLUMNS, MEL_PATCHES)))
@@ -40,7 +41,7 @@ def example():
   mel = jnp.asarray(mel)
   views = views_lib.Views(
       mel, jnp.asarray(keep), jnp.arange(4),
-      views_lib.mixture_of(mel, jnp.asarray(column), 2, 16),
+      views_lib.mixture_of(mel, {'column': column}, plan, audio.LogMel(), 16),
   )
   objective = objective_of()
   params = objective.init(jax.random.key(1), mel.shape[1:])
@@ -144,9 +145,21 @@ def test_stage1_is_the_clean_arm_but_for_the_global_target():
 
 
 @functools.cache
-def pieces():
+def views_of(sources):
+  """Two clips in each mixture, in groups of two; or three of all four."""
+  views, *_ = example()
+  if sources == 2:
+    return views
+  mix = mixing.PartialMix(group=4, sources=sources, shared_columns=False)
+  record = {'column': views.mixture.column_BxC}
+  return dataclasses.replace(views, mixture=views_lib.mixture_of(
+      views.mel_BxTxF, record, mix, audio.LogMel(), 16))
+
+
+@functools.cache
+def pieces(sources):
   """Predictions of the mixed side, and the encoder."""
-  views, params, teacher = example()
+  (_, params, teacher), views = example(), views_of(sources)
   objective = objective_of()
   encoder = objective._encoder
   counts = objective.counts(views)
@@ -156,13 +169,15 @@ def pieces():
           jax.jit(functools.partial(encoder.apply, with_layers=True)))
 
 
-def retention_by_hand(srl_patches):
+PARTNERS = {2: [[1], [0], [3], [2]], 3: [[3, 2], [0, 3], [1, 0], [2, 1]]}
+
+
+def retention_by_hand(srl_patches, sources):
   """Equation 4 from public pieces, in plain loops over clips and tokens."""
-  views, _, teacher = example()
-  prediction, apply = pieces()
+  (_, _, teacher), views = example(), views_of(sources)
+  prediction, apply = pieces(sources)
   errors = []
   for clip in range(4):
-    before = clip - 1 if clip % 2 else clip + 1  # cyclic in groups of two
     columns = np.asarray(views.mixture.column_BxC[clip])
     tokens = [c * MEL_PATCHES + m for c in columns for m in range(MEL_PATCHES)]
 
@@ -172,9 +187,11 @@ def retention_by_hand(srl_patches):
                                                last=None))[0]
 
     target = heard(views.mel_BxTxF[clip][None], None).copy()
-    other = heard(views.mel_BxTxF[before][None], jnp.asarray([tokens]))
+    others = [heard(views.mel_BxTxF[before][None], jnp.asarray([tokens]))
+              for before in PARTNERS[sources][clip]]
     for place, token in enumerate(tokens):
-      target[token] = (target[token] + other[place]) / 2
+      heard_there = [target[token], *(other[place] for other in others)]
+      target[token] = sum(heard_there) / sources
     for clone in range(tiny.CLONES):
       kept = set(np.asarray(views.keep_BxMxK[clip, clone]).tolist())
       for token in range(COLUMNS * MEL_PATCHES):
@@ -186,11 +203,14 @@ def retention_by_hand(srl_patches):
   return np.mean(errors)
 
 
-@pytest.mark.parametrize('srl_patches', ['mixed', 'all'])
-def test_retention_is_equation_4(srl_patches):
-  _, metrics = evaluate(srl_patches=srl_patches)
-  np.testing.assert_allclose(metrics['retention'],
-                             retention_by_hand(srl_patches), rtol=RELATIVE)
+@pytest.mark.parametrize(('srl_patches', 'sources'), [
+    ('mixed', 2), ('all', 2), ('mixed', 3),
+])
+def test_retention_is_equation_4(srl_patches, sources):
+  _, metrics = evaluate(views_of(sources), srl_patches=srl_patches)
+  np.testing.assert_allclose(
+      metrics['retention'], retention_by_hand(srl_patches, sources),
+      rtol=RELATIVE)
 
 
 def test_every_student_parameter_has_a_gradient():

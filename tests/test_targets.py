@@ -77,15 +77,22 @@ def test_join_averages_the_mixed_tokens_and_keeps_the_rest():
   own = np.arange(2 * 4 * 2, dtype=np.float32).reshape(2, 4, 2)
   partner = np.float32([[[100, 200], [300, 400]], [[10, 20], [30, 40]]])
   token = np.array([[1, 3], [0, 2]])
-  joined = targets.join(jnp.asarray(own), partner, token)
+  joined = targets.join(jnp.asarray(own), [partner], token)
   np.testing.assert_array_equal(joined, [
       [[0, 1], [51, 101.5], [4, 5], [153, 203.5]],
       [[9, 14.5], [10, 11], [21, 26.5], [14, 15]],
   ])
 
 
+def test_join_of_three_sources_is_their_mean():
+  own = jnp.float32([[[3, 0], [6, 9]]])
+  near, far = np.float32([[[[30, 300]]], [[[60, 600]]]])
+  joined = targets.join(own, [near, far], np.array([[1]]))
+  np.testing.assert_array_equal(joined, [[[3, 0], [32, 303]]])
+
+
 def test_join_of_no_token_is_the_own_target():
   own = jnp.ones((2, 4, 3))
-  joined = targets.join(own, np.zeros((2, 0, 3), np.float32),
+  joined = targets.join(own, [np.zeros((2, 0, 3), np.float32)],
                         np.zeros((2, 0), np.int32))
   np.testing.assert_array_equal(joined, own)

@@ -65,7 +65,9 @@ def views_of(stage, update=0) -> views_lib.Views:
   ])
   mels = rng.standard_normal((3, *shape), np.float32)
   column = np.stack([plan.plan(rng, grid[0]) for _ in range(tiny.BATCH)])
-  mixture = views_lib.Mixture(mels[1], mels[2], column) if stage == 2 else None
+  mixture = None
+  if stage == 2:
+    mixture = views_lib.Mixture((mels[1],), mels[2], column)
   return views_lib.Views(mels[0], keep, np.arange(tiny.BATCH, dtype=np.int32),
                          mixture)
 

@@ -11,6 +11,7 @@ import pytest
 from sslam_jax import audio
 from sslam_jax import augment
 from sslam_jax import mixing
+from sslam_jax import pictures
 from sslam_jax import soundscapes
 from sslam_jax import views
 
@@ -72,10 +73,52 @@ def test_every_clip_is_mixed_with_the_one_before_it_in_its_group(
     columns = columns[[i // group * group for i in range(CLIPS)]]
   side = made(shared, group).mixture
   np.testing.assert_array_equal(side.column_BxC, columns)
-  np.testing.assert_allclose(side.partner_BxTxF, log_mels()[partners], rtol=0,
+  partner, = side.partners_BxTxF
+  np.testing.assert_allclose(partner, log_mels()[partners], rtol=0,
                              atol=TOLERANCE)
   np.testing.assert_allclose(side.mel_BxTxF, mixture(partners, columns),
                              rtol=0, atol=TOLERANCE)
+
+
+def test_three_sources_are_each_clip_and_the_two_before_it():
+  mix = mixing.PartialMix(group=3, sources=3, clean_share=0.0)
+  record = batch() | {'column': jnp.tile(jnp.arange(4), (CLIPS, 1))}
+  side = views.mixture_of(jnp.asarray(log_mels()), record, mix, MEL, PATCH)
+  groups = log_mels().reshape(2, 3, 70, 32)
+  loudest = groups.max(1, keepdims=True).repeat(3, 1).reshape(CLIPS, 70, 32)
+  np.testing.assert_array_equal(side.mel_BxTxF[:, :64], loudest[:, :64])
+  near, far = side.partners_BxTxF
+  np.testing.assert_array_equal(near, log_mels()[[2, 0, 1, 5, 3, 4]])
+  np.testing.assert_array_equal(far, log_mels()[[1, 2, 0, 4, 5, 3]])
+
+
+def test_a_picture_shows_every_partner():
+  mix = mixing.PartialMix(group=3, sources=3)
+  out = views.Masked(clones=2, mix=mix).make(batch(), MEL, PATCH)
+  titles, mels, bars = zip(*pictures._panels(out, 1, PATCH))
+  assert titles[:4] == ('log-mel', 'partner 1', 'partner 2',
+                        'mixture (bar: mixed)')
+  for mel, clip in zip(mels, (1, 0, 2)):
+    np.testing.assert_allclose(mel, log_mels()[clip], rtol=0, atol=TOLERANCE)
+  np.testing.assert_array_equal(mels[3], out.mixture.mel_BxTxF[1])
+  # Columns 0 and 1 are the first clip's, which the group shares.
+  np.testing.assert_array_equal(np.flatnonzero(bars[3]), np.arange(32))
+
+
+def test_waveforms_are_added_in_mixed_columns_alone():
+  mix = mixing.PartialMix(group=2, how='wave', shared_columns=False,
+                          snr_db=(-3.0, 3.0))
+  masked = views.Masked(clones=2, mix=mix)
+  record = batch() | {'snr_db': jnp.linspace(-3, 3, CLIPS)[:, None]}
+  side = jax.jit(lambda record: masked.make(record, MEL, PATCH))(record).mixture
+  heard = np.asarray(MEL(*mix.add(record)))
+  assert np.abs(heard - log_mels()).max() > 0.1
+  for clip, columns in enumerate(np.asarray(batch()['column'])):
+    is_mixed = np.isin(np.arange(70) // PATCH, columns)[:, None]
+    expected = np.where(is_mixed, heard[clip], log_mels()[clip])
+    # Another compilation, of logarithms of next to nothing.
+    np.testing.assert_allclose(side.mel_BxTxF[clip], expected, rtol=0,
+                               atol=1e-4)
 
 
 def test_mixtures_differ_from_their_clips_in_mixed_columns_alone():

@@ -202,10 +202,13 @@ class Step:
     column_BxC = views.mixture.column_BxC
     mel_patch = torch.arange(self._grid[1], device=column_BxC.device)
     token_BxC = (column_BxC[..., None] * self._grid[1] + mel_patch).flatten(1)
-    layers = self._layers(views.mixture.partner_BxTxF, token_BxC)
-    partner_BxCxD = _average(layers, self._objective.local_layers)
-    index = token_BxC[..., None].expand_as(partner_BxCxD)
-    mean_BxCxD = (own_BxNxD.gather(1, index) + partner_BxCxD) / 2
+    index = token_BxC[..., None].expand(-1, -1, own_BxNxD.shape[-1])
+    sources = [own_BxNxD.gather(1, index)] + [
+        _average(self._layers(mel_BxTxF, token_BxC),
+                 self._objective.local_layers)
+        for mel_BxTxF in views.mixture.partners_BxTxF
+    ]
+    mean_BxCxD = sum(sources[1:], sources[0]) / len(sources)
     is_mixed_BxN = token_BxC.new_zeros(own_BxNxD.shape[:2], dtype=torch.bool)
     return (own_BxNxD.scatter(1, index, mean_BxCxD),
             is_mixed_BxN.scatter_(1, token_BxC, True))

@@ -34,14 +34,14 @@ def rebuild(
     return {'full': full, 'student': student}
   _, mel_patches = objective.vit.grid(*mel_VBxTxF.shape[1:])
   token_BxC = mixing.tokens(mixture.column_BxC, mel_patches)
-  partner = _taught(objective, teacher, mixture.partner_BxTxF, token_BxC)
+  partner = _taught(objective, teacher, mixture.partners_BxTxF[0], token_BxC)
   own_BxNxD = full['target'][:len(token_BxC)]
   return {
       'full': full,
       'student': student,
       # The clip before each of ours; the official arrays are in clip order.
       'dropped': jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), partner),
-      'joined': targets.join(own_BxNxD, partner['target'], token_BxC),
+      'joined': targets.join(own_BxNxD, [partner['target']], token_BxC),
   }
 
 

@@ -11,6 +11,7 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from sslam_jax import audio
 from sslam_jax import masking
 from sslam_jax import mixing
 from sslam_jax import objectives
@@ -81,9 +82,10 @@ class Trial:
         clips, clones, -1)
     mel_BxTxF, mixture = jnp.asarray(self.mel_BxTxF), None
     if idx is not None:
-      column_BxC = np.tile(self.columns(idx), (clips, 1))
+      record = {'column': np.tile(self.columns(idx), (clips, 1))}
       mixture = views_lib.mixture_of(
-          mel_BxTxF, jnp.asarray(column_BxC), clips, self.objective.vit.patch)
+          mel_BxTxF, record, mixing.PartialMix(group=clips), audio.LogMel(),
+          self.objective.vit.patch)
     return views_lib.Views(
         mel_BxTxF, jnp.asarray(keep_BxMxK), jnp.arange(clips), mixture)
 

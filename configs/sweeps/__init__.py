@@ -1,0 +1,1 @@
+"""One file per ablation; each defines get_config and sweep(arg='')."""
