@@ -50,7 +50,8 @@ def _probe(name: str, pairs: labelled.Pairs) -> evaluate.Probe:
         groups=words.get('groups'),
     )
   except ValueError as error:
-    raise ValueError(f'probe={name}: {error}') from None
+    raise ValueError(f'probe={name}: {error} (its words: each with '
+                     f'{_BEFORE} before it)') from None
 
 
 def _seconds(text: str | None) -> float | None:
