@@ -219,7 +219,7 @@ def test_words_name_the_probes_of_both_stages(tmp_path):
     ('probe=a,probe_csv=x,probe_seconds=z', "probe=a: seconds: want a number"),
     ('probe=a b,probe_csv=x', "probe=a b: name: want letters"),
     ('probe=a,probe_lable=x', "'probe_lable=x': want perhaps probe_label=..."),
-    ('probe=a,probe_csv=x,probe=a,probe_csv=y', 'evals: want a name of its own'),
+    ('probe=a,probe_csv=x,probe=a,probe_csv=y', 'evals: want a name of its'),
 ])
 def test_wrong_words_of_a_probe_are_refused(words, message):
   with pytest.raises(ValueError, match=message):

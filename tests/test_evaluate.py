@@ -6,7 +6,6 @@ import pathlib
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -327,7 +326,7 @@ class Declared(Source):
     ({'test': Source((('emu',), ('ape',)), bad=())},
      r'want test clips with labels of training \(bell.*got ape, emu'),
     ({'train': Source(LABELS[:1], bad=())}, 'folds: want at least 2 .*, got 1'),
-    ({'groups': 'groups.csv'}, "groups: want FILE.csv:COLUMN, got 'groups.csv'"),
+    ({'groups': 'groups.csv'}, 'groups: want FILE.csv:COLUMN, got .groups.csv'),
     ({'groups': '/no/groups.csv:x'}, 'groups: want a table, got .*/no/groups'),
 ])
 def test_data_that_no_probe_can_learn_is_refused_at_the_start(fields, message):
