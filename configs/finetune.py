@@ -16,7 +16,8 @@ Arguments, joined by commas:
   demo         minutes on 2 CPU cores; on soundscapes without other data
 
 Your own data instead of a NAME (docs/data.md has all words):
-  folder=DIR,test_folder=DIR   the name of a clip's folder is its label
+  folder=DIR,test_folder=DIR   the name of a clip's folder is its label; or
+                               folder=DIR alone, with DIR/train and DIR/test
   csv=FILE                     with train and test in its column split, or
                                test_csv=FILE
   manifest=DIR                 with train.tsv and eval.tsv, or test_manifest=
@@ -28,6 +29,7 @@ Your own data instead of a NAME (docs/data.md has all words):
 import dataclasses
 import pathlib
 
+from configs import labelled
 from configs import stage1
 from configs import tasks
 from sslam_jax import audio
@@ -41,26 +43,22 @@ from sslam_jax import data as data_lib
 from sslam_jax import evaluate
 from sslam_jax import optim
 from sslam_jax import run_folder
-from sslam_jax import sampling
 from sslam_jax import soundscapes
 from sslam_jax import state
 from sslam_jax import train
 from sslam_jax import views
 
-_TEST = 'test_'
 _SIZES = ('small', 'large')
 _OWN = ('data', 'run', 'fold', 'folds')
 FLAGS = (*tasks.TASKS, 'demo', *_SIZES, 'multi_label', 'ema',
-         *catalogue.FLAGS, *(_TEST + flag for flag in catalogue.FLAGS))
-KEYS = (*catalogue.KEYS, *(_TEST + key for key in catalogue.KEYS), *_OWN)
+         *catalogue.FLAGS, *(labelled.TEST + x for x in catalogue.FLAGS))
+KEYS = (*catalogue.KEYS, *(labelled.TEST + x for x in catalogue.KEYS), *_OWN)
 _NO_RUN = 'none'
 _EVALUATIONS = 10  # in a run
 _DEMO_SCENE_S = 2.5  # all of it fits: what is labelled is heard
 # Recipes for data of unknown size: those of ESC-50 and of the SPASS scenes.
 _SINGLE = tasks.TASKS['esc50']
 _MULTI = tasks.TASKS['spass_market']
-
-Pairs = list[tuple[str, str]]
 
 
 def get_config(arg: str = '') -> train.Config:
@@ -74,12 +72,16 @@ def get_config(arg: str = '') -> train.Config:
   _check_words(pairs, names)
   if names:
     task = tasks.TASKS[names[0]]
-    fold = _number(words, 'fold', 1) if names == ['esc50'] else None
+    fold = labelled.number(words, 'fold', 1) if names == ['esc50'] else None
     where = words.get('data', 'data')
     sources = (tasks.train_source(task, where, fold),
                tasks.test_source(task, where, fold))
   else:
-    sources = _own_sources(pairs, is_demo)
+    own = {*catalogue.KEYS, *catalogue.FLAGS} & {word for word, _ in pairs}
+    sources = labelled.sources(
+        [*pairs, ('soundscapes', '')] if is_demo and not own else pairs,
+        scene_s=_DEMO_SCENE_S if is_demo else None,
+    )
     is_multi = 'multi_label' in flags or isinstance(
         sources[0], soundscapes.Soundscapes
     )
@@ -99,12 +101,12 @@ def get_config(arg: str = '') -> train.Config:
   return config
 
 
-def _check_words(pairs: Pairs, names: list[str]) -> None:
+def _check_words(pairs: labelled.Pairs, names: list[str]) -> None:
   """Raises ValueError for words that would have no effect."""
   given = {word for word, _ in pairs}
   own = {word for word in given if word in (
       *catalogue.KEYS, *catalogue.FLAGS, 'multi_label', 'folds'
-  ) or word.startswith(_TEST)}
+  ) or word.startswith(labelled.TEST)}
   if names and own:
     raise ValueError(f'{", ".join(sorted(own))}: want it with data of your '
                      f'own, got {names[0]} too')
@@ -215,67 +217,3 @@ def _start(
     )
   else:
     config.data.mel = before.data.mel
-
-
-def _own_sources(
-    pairs: Pairs, is_demo: bool
-) -> tuple[clips.Source, clips.Source]:
-  """Training and test clips of the user's own data."""
-  own = [(word, value) for word, value in pairs
-         if word in catalogue.KEYS or word in catalogue.FLAGS]
-  test = [(word.removeprefix(_TEST), value) for word, value in pairs
-          if word.startswith(_TEST)]
-  words = dict(own)
-  if not own and is_demo:
-    own = [('soundscapes', '')]
-  if 'folds' in dict(pairs):
-    if test:
-      raise ValueError('folds: want it without test data; got both')
-    return _folds(catalogue.build(own), dict(pairs))
-  if not test and 'split' not in words:
-    own, test = _split(own)
-  if not test:
-    raise ValueError(
-        'test data: want test_folder=DIR, test_csv=FILE or others, a csv= with '
-        'a column split, or folds=K; got none'
-    )
-  return _scenes(catalogue.build(own), is_demo, seed=0), _scenes(
-      catalogue.build(test), is_demo, seed=1
-  )
-
-
-def _split(own: Pairs) -> tuple[Pairs, Pairs]:
-  """Both parts of data that is divided already: words for either."""
-  kinds = {word for word, _ in own}
-  if kinds <= {'soundscapes'}:
-    return own, [('soundscapes', '300')]
-  if 'csv' in kinds:
-    return [*own, ('split', 'train')], [*own, ('split', 'test')]
-  if 'manifest' in kinds:
-    return [*own, ('split', 'train')], [*own, ('split', 'eval')]
-  return own, []
-
-
-def _folds(
-    source: clips.Source, words: dict[str, str]
-) -> tuple[clips.Source, clips.Source]:
-  fold, folds = _number(words, 'fold', 1), _number(words, 'folds', 0)
-  return (
-      sampling.Fold(source=source, folds=folds, fold=fold, held_out=False),
-      sampling.Fold(source=source, folds=folds, fold=fold, held_out=True),
-  )
-
-
-def _scenes(source: clips.Source, is_demo: bool, seed: int) -> clips.Source:
-  if isinstance(source, soundscapes.Soundscapes):
-    source.seed += seed  # or the test would be of training's scenes
-    if is_demo:
-      source.length_s = _DEMO_SCENE_S
-  return source
-
-
-def _number(words: dict[str, str], word: str, default: int) -> int:
-  value = words.get(word, str(default))
-  if not value.isdecimal():
-    raise ValueError(f'{word}: want a number, got {value!r}')
-  return int(value)

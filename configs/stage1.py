@@ -11,8 +11,19 @@ Arguments, joined by commas (`--config=configs/stage1.py:small,folder=DIR`):
   folder=DIR, manifest=TSV, csv=FILE, pack=DIR, tfds=NAME, soundscapes
                 the data: docs/data.md; the default is
                 manifest=data/audioset/train.tsv, and soundscapes for demo
+  probe=NAME    from here to the next probe= the words of a linear probe of the
+                features at the end of the run (docs/probing.md):
+    probe_folder=DIR      labelled clips in DIR/train and DIR/test; or
+                          probe_test_folder=DIR for the latter
+    probe_csv=FILE        a table with train and test in its column split;
+                          probe_label=COLUMN of labels; and all other words of
+                          finetune.py's "Your own data", probe_ before each
+    probe_seconds=S       heard of a clip (default: as in training)
+    probe_every=STEPS     not at the end alone
+    probe_groups=FILE.csv:COLUMN  clips that stay together (speakers, sessions)
 """
 
+from configs import probing
 from sslam_jax import audio
 from sslam_jax import catalogue
 from sslam_jax import checkpoint
@@ -30,12 +41,14 @@ from sslam_jax import views
 
 SIZES = ('demo', 'small', 'large')
 FLAGS = (*SIZES, *catalogue.FLAGS)
-KEYS = catalogue.KEYS
+KEYS = (*catalogue.KEYS, *probing.KEYS)
 _AUDIOSET = ('manifest', 'data/audioset/train.tsv')
 
 
 def get_config(arg: str = '') -> train.Config:
-  pairs = config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  pairs, probes = probing.parted(
+      config_lib.options(arg, flags=FLAGS, keys=KEYS)
+  )
   flags = [flag for flag in FLAGS if (flag, '') in pairs]
   sizes = [flag for flag in flags if flag in SIZES]
   if len(sizes) > 1:
@@ -51,6 +64,7 @@ def get_config(arg: str = '') -> train.Config:
       keep=checkpoint.Keep(every=10_000),
       log_every=200,
       pictures_every=10_000,
+      evals=probes,
   )
   if 'demo' in flags:
     shrink(config)

@@ -1,9 +1,11 @@
 """Scores of a model on labelled clips, during training and after it."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
-from typing import Protocol
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -14,8 +16,11 @@ from sslam_jax import classify
 from sslam_jax import clips
 from sslam_jax import data as data_lib
 from sslam_jax import extract
+from sslam_jax import features as features_lib
 from sslam_jax import metrics
 from sslam_jax import objectives
+from sslam_jax import probes
+from sslam_jax import probing
 from sslam_jax import processes
 from sslam_jax import state
 
@@ -27,6 +32,7 @@ Run = Callable[[state.Params, state.Params], dict[str, float]]
 class Evaluation(Protocol):
   """What a run measures now and then; an instance is its configuration."""
 
+  name: str  # its values are called NAME_...; each of a run has another
   every: int | None  # steps from one to the next; None: at the end alone
 
   def check(self, objective: objectives.Objective) -> None:
@@ -55,10 +61,7 @@ class Test:
   name: str = 'test'
 
   def __post_init__(self) -> None:
-    for name in ('every', 'batch'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name}: want at least 1, got {value}')
+    _check_fields(self)
 
   def check(self, objective: objectives.Objective) -> None:
     if not isinstance(objective, classify.Classify):
@@ -92,6 +95,121 @@ class Test:
               if value is not None}
 
     return run
+
+
+@dataclasses.dataclass(kw_only=True)
+class Probe:
+  """A linear probe of the encoder's features, as tools/probe.py has it.
+
+  It finds NAME_accuracy where every clip has exactly one label. Else it finds
+  NAME_map and, of the test clips with so many of the labels, NAME_map_1,
+  NAME_map_2, NAME_map_3 and NAME_map_4 (of 4 and more).
+
+  Attributes:
+    name: See above.
+    train: Labelled clips, whose labels are learned.
+    test: Others, which are scored.
+    every: Steps from one evaluation to the next; None: at the end alone.
+    weights: Whose encoder: the student's or the teacher's. (Of a classifier
+      with a moving average, that.)
+    features: Kinds of `features.KINDS`, joined by +.
+    length_s: What is heard of a clip, from its start; more than the encoder is
+      trained on is cut into windows of that length. None: as in training.
+    groups: FILE.csv:COLUMN, by whose column `path` training clips stay together
+      where the strength of L2 is chosen; None: every clip is alone.
+    multi_label: Clips have any number of labels, though all have one.
+    seed: Of the parts of the training clips by which that strength is chosen.
+    batch: Clips at a time, over all devices.
+  """
+
+  name: str = 'probe'
+  train: clips.Source
+  test: clips.Source
+  every: int | None = None
+  weights: Literal['student', 'teacher'] = 'student'
+  features: str = 'rows+rows_std'
+  length_s: float | None = None
+  groups: str | None = None
+  multi_label: bool = False
+  seed: int = 0
+  batch: int = 32
+
+  def __post_init__(self) -> None:
+    _check_fields(self)
+    probing.kinds(self.features)
+    if self.length_s is not None and not 0 < self.length_s < 1e5:
+      raise ValueError(f'length_s: want a length above 0, or None, '
+                       f'got {self.length_s}')
+    if self.seed < 0:
+      raise ValueError(f'seed: want at least 0, got {self.seed}')
+
+  def check(self, objective: objectives.Objective) -> None:
+    if self.weights == 'teacher' and isinstance(objective, classify.Classify):
+      raise ValueError(f"evals: {self.name}: want weights='student' of a "
+                       f"classifier, got 'teacher'")
+
+  def start(
+      self, objective: objectives.Objective, data: data_lib.Data, mesh: Mesh
+  ) -> Run:
+    try:
+      task = self._task()
+    except ValueError as error:
+      raise ValueError(f'evals: {self.name}: {error}') from None
+    network = features_lib.Network(
+        vit=objective.vit, params={}, mel=data.mel, resampler=data.resampler
+    )
+    computed = features_lib.Pass(
+        network, probing.kinds(self.features), length_s=self.length_s,
+        batch=self.batch, mesh=mesh, threads=data.threads,
+    )
+
+    def run(
+        params: state.Params, teacher: state.Params
+    ) -> dict[str, float]:
+      encoder = _encoder(objective, self.weights, params, teacher)
+      train, test = (computed(encoder, source) for source in task.sources)
+      if bad := [*train.damaged, *test.damaged]:
+        _logger.warning('%s: %d damaged clips are left out, the first: %s: %s',
+                        self.name, len(bad), *bad[0])
+      found = probes.linear(
+          probing.labelled([train], self.features, task),
+          probing.vectors(test, self.features),
+          is_single=task.is_single, seed=self.seed,
+      )
+      values = _probed(probing.scored(found.score_MxC, test, task), task)
+      return {f'{self.name}_{name}': value for name, value in values.items()}
+
+    return run
+
+  def _task(self) -> probing.Task:
+    """What is learned; ValueError now for all that would end the run later."""
+    task = probing.task([self.train, self.test], [([0], 1)],
+                        multi_label=self.multi_label, groups=self.groups)
+    known = set(task.classes)
+    if unknown := sorted(set(self.test.classes) - known):
+      _logger.warning('%s: labels that are not learned are left out: %s',
+                      self.name, _some(tuple(unknown)))
+    if not any(known & set(self.test.labels(index))
+               for index in range(len(self.test))):
+      raise ValueError(f'test: want clips with some of the labels of training '
+                       f'({_some(task.classes)}), got none')
+    group_N = None
+    if task.group is not None:
+      group_N = probing.groups(_ids(self.train), task.group)
+    next(probes.split(group_N, len(self.train), 2, self.seed))
+    return task
+
+
+def measured(
+    lines: Iterable[Mapping[str, Any]], evaluations: Iterable[Evaluation]
+) -> set[str]:
+  """Names of the evaluations whose values these lines of metrics hold."""
+  names = [evaluation.name for evaluation in evaluations]
+  found = set()
+  for key in (key for line in lines for key in line):
+    owners = [name for name in names if key.startswith(f'{name}_')]
+    found |= {max(owners, key=len)} if owners else set()
+  return found
 
 
 class Scorer:
@@ -154,6 +272,48 @@ class Scorer:
                             for row in labels]),
         sources_N=np.array([len(row) for row in labels]),
     ), bad
+
+
+def _encoder(
+    objective: objectives.Objective,
+    weights: Literal['student', 'teacher'],
+    params: state.Params,
+    teacher: state.Params,
+) -> state.Params:
+  if isinstance(objective, classify.Classify):
+    return objective.evaluated(params, teacher)['encoder']
+  return teacher if weights == 'teacher' else params['encoder']
+
+
+def _probed(scored: metrics.Scored, task: probing.Task) -> dict[str, float]:
+  found = metrics.summary(scored, single_label=task.is_single, resamples=0)
+  value = probing.value(found.overall, task)
+  if task.is_single:
+    return {'accuracy': value}
+  # Without the + of 4+, which TensorBoard knows in no name.
+  return {'map': value} | {
+      f'map_{count.rstrip("+")}': probing.value(figures, task)
+      for count, figures in found.by_sources.items()
+  }
+
+
+def _ids(source: clips.Source) -> list[str]:
+  """Of the clips whose headers can be read."""
+  found = []
+  for index in range(len(source)):
+    with contextlib.suppress(clips.BadClip):
+      found.append(source[index].id)
+  return found
+
+
+def _check_fields(evaluation: Evaluation) -> None:
+  for name in ('every', 'batch'):
+    value = getattr(evaluation, name)
+    if value is not None and value < 1:
+      raise ValueError(f'{name}: want at least 1, got {value}')
+  if not re.fullmatch(r'[\w-]+', evaluation.name):
+    raise ValueError(f'name: want letters, digits, _ and -, '
+                     f'got {evaluation.name!r}')
 
 
 def _check_classes(source: clips.Source, names: tuple[str, ...]) -> None:

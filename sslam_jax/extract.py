@@ -56,6 +56,7 @@ class Extractor:
     batch = -(-batch // mesh.size) * mesh.size  # the same for each device
     self._read = functools.partial(_read, mel=mel, resampler=resampler)
     self._mel, self._batch, self._threads = mel, batch, threads
+    self._everywhere = NamedSharding(mesh, PartitionSpec())
     self._sharding = NamedSharding(mesh, PartitionSpec(views.AXIS))
     self._rows = processes.rows(self._sharding, batch)
 
@@ -80,6 +81,10 @@ class Extractor:
 
     Of several processes each yields those of its own devices.
     """
+    if jax.process_count() == 1:
+      # Those of a checkpoint lie on one device. (Of several processes they are
+      # a run's, where they have to be.)
+      params = jax.device_put(params, self._everywhere)
     pending: tuple[list[Extracted], Any] | None = None
     # One batch ahead, so that the device need not wait.
     for read, wave_BxS, samples_B in self._batches(source, first):

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, extracted once for all clips and kept on disk.
+"""Features of a frozen encoder: extracted once and kept on disk, or in memory.
 
 Clips longer than the spectrograms that the encoder was trained on are cut
 into windows of that length. Patches wholly beyond the end of a clip count in
@@ -30,6 +30,7 @@ from sslam_jax import config as config_lib
 from sslam_jax import data as data_lib
 from sslam_jax import extract
 from sslam_jax import model
+from sslam_jax import processes
 from sslam_jax import resampling
 from sslam_jax import state
 from sslam_jax import views
@@ -88,7 +89,7 @@ class Features:
   """Features of the clips of a source that can be read, in order.
 
   Attributes:
-    folder: Where they are kept.
+    folder: Where they are kept; None: in memory alone.
     ids: Clips.
     labels: Of each clip.
     classes: All labels of the source.
@@ -96,7 +97,7 @@ class Features:
     arrays: By kind, float32 [clips, ...]; with 'patch' also `VALID`.
   """
 
-  folder: pathlib.Path
+  folder: pathlib.Path | None
   ids: tuple[str, ...]
   labels: tuple[tuple[str, ...], ...]
   classes: tuple[str, ...]
@@ -143,13 +144,76 @@ def extracted(
   if not folder.exists():
     shapes = _shapes(network, kinds, frames)
     _check_space(cache, shapes, len(source))
-    extractor = _extractor(
+    extractor = _shared(
         _vit_json(network), config_lib.to_json(network.mel), kinds, frames,
         batch, network.resampler, threads,
     )
     run = functools.partial(extractor, network.params, source)
     _write(folder, source, shapes, run, watch)
   return load(folder)
+
+
+class Pass:
+  """Features in memory, compiled once for whatever weights there are later."""
+
+  def __init__(
+      self,
+      network: Network,
+      kinds: Iterable[str],
+      *,
+      length_s: float | None = None,
+      batch: int,
+      mesh: Mesh,
+      threads: int = 16,
+  ) -> None:
+    """See `extracted`; the parameters of `network` are not looked at."""
+    self._kinds = tuple(dict.fromkeys(kinds))
+    _check_kinds(self._kinds, network)
+    self._network, self._frames = network, network.frames(length_s)
+    self._extract = _extractor(
+        network, self._kinds, self._frames, batch, mesh, threads
+    )
+
+  def __call__(self, params: state.Params, source: clips.Source) -> Features:
+    """Features by an encoder's parameters.
+
+    Of several processes each computes those of its devices, and gets all.
+
+    Raises:
+      ValueError: Nothing can be read.
+    """
+    told: list[tuple[int, str, str | None]] = []
+    good: list[extract.Extracted] = []
+    for clip in self._extract(params, source):
+      reason = None if clip.error is None else clip.error.reason
+      told.append((clip.number, clip.id, reason))
+      good += [clip] if reason is None else []
+    told = sorted(map(tuple, processes.gather(told)))
+    kept = [(number, name) for number, name, reason in told if reason is None]
+    if not kept:
+      first = ''.join(f'; the first: {x[1]}: {x[2]}' for x in told[:1])
+      raise ValueError(f'want readable clips, got none{first}')
+    numbers, ids = zip(*kept)
+    order_N = np.argsort(processes.gather_rows(
+        np.array([clip.number for clip in good], np.int32)
+    ))
+    network = dataclasses.replace(self._network, params=params)
+    arrays = {}
+    for name, shape in _shapes(network, self._kinds, self._frames).items():
+      # A process that read nothing knows the shape all the same.
+      rows = np.zeros((len(good), *shape.shape), shape.dtype)
+      for row, clip in zip(rows, good):
+        row[...] = clip.output[name]
+      arrays[name] = processes.gather_rows(rows)[order_N]
+    return Features(
+        folder=None,
+        ids=ids,
+        labels=tuple(map(source.labels, numbers)),
+        classes=source.classes,
+        damaged=tuple((name, reason) for _, name, reason in told
+                      if reason is not None),
+        arrays=arrays,
+    )
 
 
 def size(
@@ -330,7 +394,7 @@ def _vit_json(network: Network) -> str | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _extractor(
+def _shared(
     vit: str | None,
     mel: str,
     kinds: tuple[str, ...],
@@ -340,12 +404,25 @@ def _extractor(
     threads: int,
 ) -> extract.Extractor:
   """Compiled once for all sources, and for all weights of a network."""
-  encoder = None if vit is None else config_lib.from_json(vit)
-  front = config_lib.from_json(mel)
+  network = Network(
+      vit=None if vit is None else config_lib.from_json(vit), params={},
+      mel=config_lib.from_json(mel), resampler=resampler,
+  )
+  return _extractor(network, kinds, frames, batch, _mesh(batch), threads)
+
+
+def _extractor(
+    network: Network,
+    kinds: tuple[str, ...],
+    frames: int,
+    batch: int,
+    mesh: Mesh,
+    threads: int,
+) -> extract.Extractor:
   return extract.Extractor(
-      functools.partial(tokens, encoder, front, kinds),
-      dataclasses.replace(front, frames=frames),
-      batch=batch, mesh=_mesh(batch), resampler=resampler, threads=threads,
+      functools.partial(tokens, network.vit, network.mel, kinds),
+      dataclasses.replace(network.mel, frames=frames),
+      batch=batch, mesh=mesh, resampler=network.resampler, threads=threads,
   )
 
 

@@ -182,13 +182,21 @@ def gather(items: list[Any]) -> list[Any]:
   """The JSON lists of all processes, joined; all of them must call it."""
   if jax.process_count() == 1:
     return items
-  text = np.frombuffer(json.dumps(items).encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.int32(len(text)))
-  padded = np.zeros(lengths.max(), np.uint8)
-  padded[: len(text)] = text
-  texts = multihost_utils.process_allgather(padded)
-  return [item for row, length in zip(texts, lengths)
-          for item in json.loads(row[:length].tobytes())]
+  lines = ''.join(f'{json.dumps(item)}\n' for item in items)
+  text = gather_rows(np.frombuffer(lines.encode(), np.uint8)).tobytes()
+  return list(map(json.loads, text.splitlines()))
+
+
+def gather_rows(x_NxD: np.ndarray) -> np.ndarray:
+  """The rows of all processes, as many as each has; all must call it."""
+  if jax.process_count() == 1:
+    return x_NxD
+  lengths = multihost_utils.process_allgather(np.int32(len(x_NxD)))
+  padded = np.zeros((lengths.max(), *x_NxD.shape[1:]), x_NxD.dtype)
+  padded[: len(x_NxD)] = x_NxD
+  parts = multihost_utils.process_allgather(padded)
+  return np.concatenate([part[:length]
+                         for part, length in zip(parts, lengths)])
 
 
 class Stop:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -156,6 +156,10 @@ class Config:
     self.objective.check(self.data.views)
     for evaluation in self.evals:
       evaluation.check(self.objective)
+    names = [evaluation.name for evaluation in self.evals]
+    if len(set(names)) < len(names):
+      raise ValueError(f'evals: want a name of its own for each, got '
+                       f'{", ".join(names)}')
 
 
 def gradients(
@@ -577,18 +581,22 @@ class _Loop:
     """The evaluations after a saved step, if the run ended in between."""
     if not step or not self._evals:
       return
-    is_there = False
+    done: list[str] = []
     if processes.is_first():
       # A line of evaluations has no loss.
-      is_there = any(line['step'] == step and 'loss' not in line
-                     for line in report_lib.read_metrics(self._config.workdir))
-    if not any(processes.gather([is_there])):
-      self._evaluate(step, state)
+      lines = [line for line in report_lib.read_metrics(self._config.workdir)
+               if line['step'] == step and 'loss' not in line]
+      done = sorted(evaluate.measured(lines, self._config.evals))
+    self._evaluate(step, state, done=processes.gather(done))
 
-  def _evaluate(self, step: int, state: state_lib.TrainState) -> None:
+  def _evaluate(
+      self, step: int, state: state_lib.TrainState, done: Sequence[str] = ()
+  ) -> None:
     for evaluation, run in self._evals:
       is_due = evaluation.every and step % evaluation.every == 0
-      if is_due or step == self._config.steps:
+      if evaluation.name not in done and (
+          is_due or step == self._config.steps
+      ):
         self._consume()
         began = time.monotonic()
         self._watch.at(step, _EVALUATION)

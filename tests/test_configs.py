@@ -18,7 +18,10 @@ from sslam_jax import mixing
 from sslam_jax import model
 from sslam_jax import report
 from sslam_jax import run_folder
+from sslam_jax import sampling
 from sslam_jax import soundscapes
+from sslam_jax import sources
+from sslam_jax import tfds_source
 from sslam_jax import train
 from configs import stage2
 from configs.sweeps import clones
@@ -27,7 +30,8 @@ from tools.benchmarks import projection
 _ROOT = pathlib.Path(__file__).parent.parent
 _ARMS = ['', 'mb_ua', 'mb_pma', 'mb_ua_pma']
 STAGE1 = [f'{_ROOT}/configs/stage1.py:{a}' for a in
-          ('', 'demo', 'small', 'large', 'folder=x', 'csv=x', 'soundscapes')]
+          ('', 'demo', 'small', 'large', 'folder=x', 'csv=x', 'soundscapes',
+           'demo,probe=a,probe_folder=x,probe_test_folder=y,probe=b,probe_csv=z')]
 STAGE2 = [f'{_ROOT}/configs/stage2.py:{a}' for a in
           ('demo', 'small', 'large', *_ARMS, 'demo,mb_ua')]
 
@@ -300,6 +304,53 @@ def test_esc50_is_tested_on_one_fold_and_trained_on_the_others():
 def test_wrong_words_are_refused(argument, message):
   with pytest.raises(ValueError, match=message):
     config_lib.load(f'{_ROOT}/configs/finetune.py:{argument}')
+
+
+def test_words_name_the_probes_of_both_stages(tmp_path):
+  for part in ('train', 'test'):
+    (tmp_path / part).mkdir()
+  words = (f'folder=x,probe=calls,probe_folder={tmp_path},probe_every=7,'
+           f'probe_groups=g.csv:s,demo,probe=scenes,probe_csv=z.csv,'
+           f'probe_label=c,probe_seconds=5,probe=other,probe_folder=x,'
+           f'probe_test_csv=y,probe=parts,probe_tfds=x,probe_folds=4,'
+           f'probe_fold=2')
+  folder = sources.Folder
+  csv = {'path': 'z.csv', 'label_column': 'c'}
+  tfds = tfds_source.Tfds(name='x')
+  expected = (
+      evaluate.Probe(
+          name='calls', train=folder(paths=(f'{tmp_path}/train',)), every=7,
+          test=folder(paths=(f'{tmp_path}/test',)), groups='g.csv:s'),
+      evaluate.Probe(
+          name='scenes', train=sources.Csv(**csv, split='train'),
+          test=sources.Csv(**csv, split='test'), length_s=5.0),
+      evaluate.Probe(name='other', train=folder(paths=('x',)),
+                     test=sources.Csv(path='y')),
+      evaluate.Probe(name='parts', **{
+          name: sampling.Fold(source=tfds, folds=4, fold=2, held_out=is_test)
+          for name, is_test in (('train', False), ('test', True))}),
+  )
+  for stage in ('stage1', 'stage2'):
+    config, plain = (config_lib.load(f'{_ROOT}/configs/{stage}.py:{arg}')
+                     for arg in (words, 'demo,folder=x'))
+    assert config.evals == expected
+    plain.evals = expected
+    assert config == plain
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    ('probe_folder=x,probe=a', 'probe_folder: want probe=NAME before it'),
+    ('probe=a', 'probe=a: data source: want folder=..., .*; got none'),
+    ('probe=a,probe_folder=x', 'probe=a: test data: want test_folder=DIR'),
+    ('probe=a,probe_csv=x,probe_every=z', "probe=a: every: want a number, got"),
+    ('probe=a,probe_csv=x,probe_seconds=z', "probe=a: seconds: want a number"),
+    ('probe=a b,probe_csv=x', "probe=a b: name: want letters"),
+    ('probe=a,probe_lable=x', "'probe_lable=x': want perhaps probe_label=..."),
+    ('probe=a,probe_csv=x,probe=a,probe_csv=y', 'evals: want a name of its'),
+])
+def test_wrong_words_of_a_probe_are_refused(words, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.checked(config_lib.load(f'{_ROOT}/configs/stage2.py:{words}'))
 
 
 def test_each_pre_training_run_has_a_run_folder_of_its_own(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from unittest import mock
 
 import jax
@@ -14,7 +15,10 @@ from sslam_jax import classify
 from sslam_jax import clips
 from sslam_jax import data
 from sslam_jax import evaluate
+from sslam_jax import features
 from sslam_jax import model
+from sslam_jax import objectives
+from sslam_jax import probes
 from sslam_jax import train
 from sslam_jax import views
 from tests import child
@@ -84,11 +88,46 @@ def mesh(devices=1):
   return train.make_mesh(tiny.stage1('unused', devices=devices))
 
 
+def known_tokens(vit, mel, kinds, params, mel_BxTxF):
+  """As features, the mean of each mel band and, of 'std', twice that."""
+  mean_BxF = params['scale'] * mel_BxTxF.mean(1)
+  return {kind: mean_BxF * (2 if kind == 'std' else 1) for kind in kinds}
+
+
+def pretraining():
+  vit = model.Vit(width=16, depth=1, heads=2)
+  return objectives.MaskedLatent(vit=vit, decoder=model.Decoder(groups=2))
+
+
+def probe_values(params, teacher=None, devices=1, **fields):
+  """What a probe finds in known features, on some devices."""
+  fields = {'train': Source(), 'test': Source(), 'features': 'mean',
+            'batch': 4, **fields}
+  with mock.patch.object(features, 'tokens', known_tokens):
+    run = evaluate.Probe(**fields).start(pretraining(), DATA, mesh(devices))
+    return run({'encoder': {'scale': np.float32(params)}},
+               {'scale': np.float32(teacher or 0)})
+
+
+def passed(*sources, devices=1):
+  """The features that a pass over each source finds on some devices."""
+  network = features.Network(vit=pretraining().vit, params={}, mel=MEL)
+  with mock.patch.object(features, 'tokens', known_tokens):
+    run = features.Pass(network, ['mean', 'std'], batch=4, threads=2,
+                        mesh=mesh(devices))
+    return [run({'scale': np.float32(1)}, source) for source in sources]
+
+
 def found(devices):
-  """What a scorer finds on some devices, fit for JSON."""
+  """What a scorer and a probe find on some devices, fit for JSON."""
   scorer = evaluate.Scorer(objective(), DATA, batch=4, mesh=mesh(devices))
   scored, bad = scorer(PARAMS, Source())
-  return {'ids': list(scored.ids), 'scores': scored.score_NxC.tolist(),
+  # Of one clip a second process has none.
+  some = passed(Source(), Source(LABELS[:1], bad=()), devices=devices)
+  return {'probe': probe_values(1, devices=devices),
+          'features': [x.arrays['std'].tolist() for x in some],
+          'clips': [[x.ids, x.labels, x.damaged] for x in some],
+          'ids': list(scored.ids), 'scores': scored.score_NxC.tolist(),
           'labels': scored.label_NxC.tolist(),
           'sources': scored.sources_N.tolist(), 'bad': list(map(str, bad))}
 
@@ -126,12 +165,14 @@ def test_each_of_two_processes_finds_what_one_does(tmp_path):
   jobs = child.start_two(tmp_path, module='tests.scoring_child')
   statuses, errors = child.ends_of(jobs, timeout=300)
   assert statuses == [0, 0], errors
-  expected = found(devices=2)
+  ours = json.loads(json.dumps(found(devices=2)))
   for process in range(2):
     theirs = json.loads((tmp_path / f'{process}.json').read_text())
-    scores = theirs.pop('scores')
-    np.testing.assert_allclose(scores, expected['scores'], rtol=TOLERANCE)
-    assert theirs == {k: v for k, v in expected.items() if k != 'scores'}
+    for name in ('scores', 'features'):
+      jax.tree.map(
+          lambda x, y: np.testing.assert_allclose(x, y, rtol=TOLERANCE),
+          theirs.pop(name), ours[name])
+    assert theirs == {name: x for name, x in ours.items() if name in theirs}
 
 
 def test_values_of_a_test_are_scikit_learn_s():
@@ -190,3 +231,152 @@ def test_only_a_classifier_can_be_tested():
 def test_impossible_settings_are_refused_by_name(fields):
   with pytest.raises(ValueError, match=f'^{next(iter(fields))}: want at least'):
     evaluate.Test(source=Source(), **fields)
+
+
+def tones(clips_of_each, seed=0):
+  """Clips of one of three tones, labelled so."""
+
+  @dataclasses.dataclass
+  class Tones(Source):
+
+    def wave(self, index):
+      rng = np.random.default_rng([seed, index])
+      hz = 300 * 4 ** CLASSES.index(LABELS_OF_TONES[index % 3])
+      time_S = np.arange(MEL.samples) / MEL.rate_hz
+      return (np.sin(2 * np.pi * hz * time_S + rng.uniform(0, 6))
+              + 0.3 * rng.standard_normal(MEL.samples)).astype(np.float32)
+
+  names = [(name,) for name in LABELS_OF_TONES] * clips_of_each
+  return Tones(tuple(names), bad=())
+
+
+LABELS_OF_TONES = 'cat', 'bell', 'dog'
+
+
+def test_a_probe_finds_classes_that_are_there_and_no_others():
+  parts = {'train': tones(8), 'test': tones(20, seed=1)}
+  assert probe_values(1, **parts) == {'probe_accuracy': 1.0}
+  rng = np.random.default_rng(0)
+  for part in parts.values():
+    part.label_sets = tuple(map(tuple, rng.permutation(part.label_sets)))
+  chance = probe_values(1, name='mixed_up', **parts)['mixed_up_accuracy']
+  assert 0.2 < chance < 0.47  # a third, and twice its deviation of 60 clips
+
+
+def test_a_probe_is_of_the_encoder_asked_for():
+  parts = {'train': tones(8), 'test': tones(20, seed=1)}
+  values = [probe_values(student, teacher, weights=weights, **parts)
+            for student, teacher, weights in (
+                (0, 1, 'student'), (0, 1, 'teacher'), (1, 0, 'teacher'))]
+  assert [round(x['probe_accuracy'], 3) for x in values] == [0.333, 1, 0.333]
+
+
+def test_a_probe_of_multi_label_clips_is_scored_by_number_of_labels():
+  rng = np.random.default_rng(3)
+  sets = tuple(tuple(rng.choice(CLASSES, rng.integers(1, 4), replace=False))
+               for _ in range(30))
+  source = Source(sets, bad=(4,))
+  test = dataclasses.replace(source, label_sets=(*sets[20:], *sets[:20]))
+  values = probe_values(1, train=source, test=test, features='mean+std',
+                        seed=2)
+  part, tested = passed(source, test)
+  x_NxD, x_MxD = (np.concatenate([x.arrays['mean'], x.arrays['std']], 1)
+                  for x in (part, tested))
+  label_NxC, label_MxC = (
+      np.array([[name in row for name in CLASSES] for row in x.labels])
+      for x in (part, tested))
+  score_MxC = probes.linear(probes.Labelled(x_NxD, label_NxC), x_MxD,
+                            is_single=False, seed=2).score_MxC
+  heard_M = label_MxC.sum(1)
+  expected = {'probe_map': np.ones(29, bool)} | {
+      f'probe_map_{count}': heard_M == count for count in (1, 2, 3)}
+  assert values == pytest.approx({
+      name: sklearn_metrics.average_precision_score(
+          label_MxC[rows], score_MxC[rows], average='macro')
+      for name, rows in expected.items()}, abs=TOLERANCE)
+  single = probe_values(1, train=tones(4), test=tones(4), multi_label=True)
+  assert single == {'probe_map': 1.0, 'probe_map_1': 1.0}
+
+
+def test_a_probe_of_a_classifier_is_of_what_is_evaluated():
+  """The moving average, which has a head too."""
+  average = mock.Mock(spec=classify.Classify, vit=pretraining().vit)
+  average.evaluated = lambda params, teacher: teacher
+  test = evaluate.Probe(train=tones(8), test=tones(8), features='mean', batch=4)
+  with mock.patch.object(features, 'tokens', known_tokens):
+    values = test.start(average, DATA, mesh())(
+        {'encoder': {'scale': 0.0}}, {'encoder': {'scale': np.float32(1)}})
+  assert values == {'probe_accuracy': 1.0}
+  with pytest.raises(ValueError, match="probe: want weights='student' of a cl"):
+    evaluate.Probe(train=Source(), test=Source(), weights='teacher').check(
+        objective())
+
+
+class Declared(Source):
+  """A source whose classes are more than its labels."""
+
+  classes = CLASSES
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+    ({'test': Declared(((), ('emu',)), bad=())},
+     r'test: want clips with some of the labels of training \(bell.*got none'),
+    ({'train': Source(((), ()), bad=())},
+     'want labelled training clips, got no label'),
+    ({'test': Source((('emu',), ('ape',)), bad=())},
+     r'want test clips with labels of training \(bell.*got ape, emu'),
+    ({'train': Source(LABELS[:1], bad=())}, 'folds: want at least 2 .*, got 1'),
+    ({'groups': 'groups.csv'}, 'groups: want FILE.csv:COLUMN, got .groups.csv'),
+    ({'groups': '/no/groups.csv:x'}, 'groups: want a table, got .*/no/groups'),
+])
+def test_data_that_no_probe_can_learn_is_refused_at_the_start(fields, message):
+  with pytest.raises(ValueError, match=f'evals: probe: .*{message}'):
+    probe_values(1, **fields)
+
+
+def test_groups_hold_every_training_clip_that_can_be_read(tmp_path):
+  table = tmp_path / 'groups.csv'
+  here = pathlib.Path.cwd()
+  rows = [f'{here}/clip {i},{"ab"[i % 2]}' for i in range(len(LABELS))
+          if i != BAD]
+  table.write_text('\n'.join(['path,speaker', *rows[:2]]))
+  with pytest.raises(ValueError, match='got no row for 4 of 6, the first'):
+    probe_values(1, groups=f'{table}:speaker')
+  text = '\n'.join(['path,speaker', *rows])
+  table.write_text(text)
+  with mock.patch.object(probes, 'linear', wraps=probes.linear) as linear:
+    probe_values(1, groups=f'{table}:speaker')
+  assert ''.join(linear.call_args.args[0].group_N) == 'abbaba'
+  table.write_text(text.replace(',b', ',a'))
+  with pytest.raises(ValueError, match='folds: want at least 2 .*, got 1'):
+    probe_values(1, groups=f'{table}:speaker')
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+    ({'every': 0}, 'every: want at least 1, got 0'),
+    ({'batch': 0}, 'batch: want at least 1, got 0'),
+    ({'seed': -1}, 'seed: want at least 0, got -1'),
+    ({'name': 'a b'}, "name: want letters, digits, _ and -, got 'a b'"),
+    ({'length_s': 0.0}, 'length_s: want a length above 0, or None, got 0.0'),
+    ({'features': 'mean+rowz'}, "features: want class, .*; got 'rowz'"),
+    ({'features': 'patch'}, "features: want class, .*; got 'patch'"),
+])
+def test_impossible_settings_of_a_probe_are_refused(fields, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    evaluate.Probe(train=Source(), test=Source(), **fields)
+
+
+def test_two_evaluations_have_two_names():
+  evals = tuple(evaluate.Probe(train=Source(), test=Source()) for _ in '12')
+  with pytest.raises(ValueError, match='evals: want a name of its own for '
+                     'each, got probe, probe'):
+    tiny.stage1('unused', evals=evals)
+
+
+def test_what_was_measured_is_told_by_the_longest_name():
+  evals = [evaluate.Probe(name=name, train=Source(), test=Source())
+           for name in ('tones', 'tones_teacher', 'other')]
+  assert evaluate.measured([{'step': 1, 'tones_teacher_map': 1}], evals) == {
+      'tones_teacher'}
+  assert evaluate.measured([{'step': 1, 'tones_map': 1}, {'other_map': 1}],
+                           evals) == {'tones', 'other'}

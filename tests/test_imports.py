@@ -51,8 +51,8 @@ ALLOWED = {
     'classify': {'clips', 'losses', 'model', 'objectives', 'state', 'views'},
     'extract': {'audio', 'clips', 'data', 'processes', 'resampling', 'state',
                 'views'},
-    'evaluate': {'classify', 'clips', 'data', 'extract', 'metrics',
-                 'objectives', 'processes', 'state'},
+    'evaluate': {'classify', 'clips', 'data', 'extract', 'features', 'metrics',
+                 'objectives', 'probes', 'probing', 'processes', 'state'},
     'pretrained': {'checkpoint', 'classify', 'model', 'run_folder', 'state',
                    'train'},
     'train': {'checkpoint', 'data', 'evaluate', 'objectives', 'optim',
@@ -67,8 +67,9 @@ ALLOWED = {
     'infer': {'clips', 'inference', 'output', 'pictures', 'recordings',
               'timeline'},
     'features': {'audio', 'clips', 'config', 'data', 'extract', 'model',
-                 'resampling', 'state', 'views'},
+                 'processes', 'resampling', 'state', 'views'},
     'probes': {'metrics'},
+    'probing': {'clips', 'features', 'metrics', 'probes'},
     'main': {'config', 'processes', 'train', 'watch'},
 }  # fmt: skip
 # Imported where used.

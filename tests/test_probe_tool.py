@@ -11,10 +11,10 @@ import soundfile
 
 from sslam_jax import features
 from sslam_jax import pretrained
+from sslam_jax import probing
 from tests import tiny
 from tools import probe
 from tools.probing import table
-from tools.probing import task
 
 RATE = 16_000
 
@@ -124,7 +124,7 @@ def test_notes_name_what_a_mean_leaves_out_and_clips_seen_before(tmp_path):
            _part(['b', 'd'], ('owl',), ('dog',))]
 
   def notes(splits, is_single=False):
-    return list(table.notes(parts, task.Task(
+    return list(table.notes(parts, probing.Task(
         sources=[], splits=splits, classes=('cat', 'dog', 'owl'),
         is_single=is_single, group=None)))
 
@@ -156,12 +156,12 @@ def test_deviation_is_over_seeds_and_of_one_seed_over_folds():
     (['--train=soundscapes'], 'data: want --train and --test, or --folds'),
     (['--folds', 'soundscapes'], '--folds: want at least 2, got 1'),
     (['--folds', 'a', 'b', '--probes=svm'], "--probes: want some of linear"),
-    (['--folds', 'a', 'b', '--features=patch'], '--features: want class, '),
+    (['--folds', 'a', 'b', '--features=patch'], 'features: want class, '),
     (['--folds', 'a', 'b', '--seconds=0'], '--seconds: want a length'),
     (['--folds', 'a', 'b', '--seeds=0'], '--seeds: want at least 1, got 0'),
     (['--folds', 'folder=no', 'folder=no'], 'no: want a folder'),
     (['--folds', 'soundscapes=2', 'soundscapes=2', '--groups=x'],
-     '--groups: want FILE.csv:COLUMN'),
+     'groups: want FILE.csv:COLUMN'),
 ])
 def test_mistakes_are_one_line(folder, run, capsys, words, message):
   assert _main(folder, run, *words) == 2

@@ -34,6 +34,7 @@ from sslam_jax import features
 from sslam_jax import metrics
 from sslam_jax import pretrained
 from sslam_jax import probes
+from sslam_jax import probing
 from tools.probing import table
 from tools.probing import task as task_lib
 
@@ -99,11 +100,8 @@ def _checked(options: argparse.Namespace) -> list[str]:
   if unknown:
     raise ValueError(f'--probes: want some of {", ".join(_PROBES)}, '
                      f'got {unknown[0]!r}')
-  kinds = [kind for kind in features.KINDS if kind != 'patch']
-  for kind in '+'.join(options.features).split('+'):
-    if kind not in kinds:
-      raise ValueError(f'--features: want {", ".join(kinds)}, or several '
-                       f'joined by +; got {kind!r}')
+  for spec in options.features:
+    probing.kinds(spec)
   if options.seconds is not None and not 0 < options.seconds < 1e5:
     raise ValueError(f'--seconds: want a length above 0, '
                      f'got {options.seconds}')
@@ -134,7 +132,7 @@ def _networks(
 def _features(
     network: features.Network,
     name: str,
-    task: task_lib.Task,
+    task: probing.Task,
     specs: list[str],
     options: argparse.Namespace,
     cache: pathlib.Path,
@@ -175,7 +173,7 @@ def _row(
     probe: str,
     spec: str,
     by_seed: list[list[features.Features]],
-    task: task_lib.Task,
+    task: probing.Task,
     resamples: int,
 ) -> table.Row:
   runs: list[list[metrics.Scored]] = []
@@ -186,14 +184,11 @@ def _row(
       train = [parts[number] for number in training]
       score_MxC, strength = _scores(probe, spec, train, parts[test], task, seed)
       strengths += [] if strength is None else [strength]
-      runs[-1].append(metrics.Scored(
-          parts[test].ids, task.classes, score_MxC,
-          _labels(parts[test], task.classes),
-      ))
+      runs[-1].append(probing.scored(score_MxC, parts[test], task))
   kind = {'single_label': task.is_single}
   summaries = [[metrics.summary(part, **kind, resamples=0) for part in run]
                for run in runs]
-  values = [[_value(x.overall, task.is_single) for x in run]
+  values = [[probing.value(x.overall, task) for x in run]
             for run in summaries]
   mean = metrics.averaged(runs, **kind, resamples=resamples)
   assert mean.value is not None  # or there would be no summaries
@@ -212,11 +207,12 @@ def _scores(
     spec: str,
     train: list[features.Features],
     test: features.Features,
-    task: task_lib.Task,
+    task: probing.Task,
     seed: int,
 ) -> tuple[np.ndarray, float | None]:
-  label_NxC = np.concatenate([_labels(x, task.classes) for x in train])
   if probe == 'attentive':
+    label_NxC = np.concatenate([probing.labels(x, task.classes)
+                                for x in train])
     names = 'patch', features.VALID
     tokens = probes.Tokens(*(
         _joined([x.arrays[name] for x in train]) for name in names))
@@ -224,10 +220,8 @@ def _scores(
     return probes.attentive(
         tokens, label_NxC, tested, is_single=task.is_single, seed=seed
     ), None
-  x_NxD = np.concatenate([_vectors(x, spec) for x in train])
-  x_MxD = _vectors(test, spec)
-  ids = [clip for part in train for clip in part.ids]
-  labelled = probes.Labelled(x_NxD, label_NxC, task_lib.groups(ids, task.group))
+  labelled = probing.labelled(train, spec, task)
+  x_MxD = probing.vectors(test, spec)
   if probe == 'knn':
     return probes.knn(labelled, x_MxD), None
   return probes.linear(labelled, x_MxD, is_single=task.is_single, seed=seed)
@@ -236,22 +230,6 @@ def _scores(
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
   """One array stays the memory map that it is."""
   return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _vectors(part: features.Features, spec: str) -> np.ndarray:
-  return np.concatenate([part.arrays[x] for x in spec.split('+')], axis=1)
-
-
-def _labels(part: features.Features, classes: tuple[str, ...]) -> np.ndarray:
-  column = {name: place for place, name in enumerate(classes)}
-  label_NxC = np.zeros((len(part.ids), len(classes)), bool)
-  for row, names in enumerate(part.labels):
-    label_NxC[row, [column[name] for name in names if name in column]] = True
-  return label_NxC
-
-
-def _value(figures: metrics.Figures, is_single: bool) -> float:
-  return (figures.top1 if is_single else figures.map).value or 0.0
 
 
 def _by_sources(summaries: list[list[metrics.Summary]]) -> dict[str, float]:
@@ -267,7 +245,7 @@ def _write(
     out: pathlib.Path,
     rows: list[table.Row],
     text: str,
-    task: task_lib.Task,
+    task: probing.Task,
     options: argparse.Namespace,
 ) -> None:
   tree = {

@@ -8,7 +8,6 @@ from typing import Any
 
 from sslam_jax import classify
 from sslam_jax import config as config_lib
-from sslam_jax import evaluate
 from sslam_jax import objectives
 from sslam_jax import report
 from sslam_jax import torch_io
@@ -160,12 +159,11 @@ def _logged(
 ) -> Iterator[tuple[str, str, str]]:
   """The last values of the run's own evaluations, by the step exported."""
   path = run / report.METRICS
-  names = tuple(f'{evaluation.name}_' for evaluation in trained.config.evals
-                if isinstance(evaluation, evaluate.Test))
+  names = tuple(f'{evaluation.name}_' for evaluation in trained.config.evals)
   last: dict[str, tuple[float, int]] = {}
   lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
   for line in map(json.loads, lines):
-    if line['step'] <= trained.run.step:
+    if line['step'] <= trained.run.step and 'loss' not in line:
       last |= {name: (value, line['step']) for name, value in line.items()
                if name.startswith(names)}
   for name, (value, step) in last.items():

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 
 from sslam_jax import features
-from tools.probing import task as task_lib
+from sslam_jax import probing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def line(row: Row) -> str:
 
 
 def notes(
-    parts: list[features.Features], task: task_lib.Task
+    parts: list[features.Features], task: probing.Task
 ) -> Iterator[str]:
   """What a reader of the table must know."""
   missing: dict[str, None] = {}
