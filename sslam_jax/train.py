@@ -32,6 +32,7 @@ from sslam_jax import watch as watch_lib
 _AXIS = views_lib.AXIS
 Metrics = dict[str, float]
 Evals = list[tuple[evaluate.Evaluation, evaluate.Run]]
+TERMS = ('local_', 'global_', 'retention')  # beginnings of a loss's parts
 # Where the loop may be, as `watch.judge` says it.
 _FEED = 'waiting for a batch'
 _DEVICES = 'waiting for its devices'
@@ -619,7 +620,7 @@ class _Loop:
 def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
   """Sorts what a reader looks for first to the front: the loss, its terms."""
   name, _ = item
-  is_term = name.startswith(('local_', 'global_', 'retention'))
+  is_term = name.startswith(TERMS)
   return name != 'loss', not is_term, name
 
 
