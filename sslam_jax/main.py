@@ -6,10 +6,11 @@ docs/scaling.md.
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sslam_jax import config as config_lib
 from sslam_jax import processes
@@ -26,38 +27,23 @@ def parse(args: list[str]) -> train.Config:
 
 def main(args: list[str]) -> int:
   """Returns the exit status, see `status_of`."""
-  listen()
-  known_job = False
-
-  def work() -> None:
-    nonlocal known_job
-    known, others = _arguments(args)
-    known_job = known.distributed or known.coordinator is not None
-    if known_job:
-      processes.join(known.coordinator, known.processes, known.process)
-    train.run(_config(known, others))
-
-  try:
-    status = status_of(work)
-  except Exception:
-    if not known_job:
-      raise
-    train.logger.exception('stopped by an error')
-    status = 1
-  if status == watch.LOST:
-    processes.leave(status)
-  if status in (1, 2) and known_job:
-    processes.leave(status, at_once=status == 2)
-  return status
+  with listening():
+    return _main(args)
 
 
-def listen() -> None:
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
   """Lets the run's log be seen on the terminal."""
   # A handler of our own: libraries put theirs on the root logger.
-  train.logger.addHandler(logging.StreamHandler())
+  handler = logging.StreamHandler()
+  train.logger.addHandler(handler)
   train.logger.propagate = False
   # Errors of Orbax's threads come again, as one line.
   logging.getLogger('absl').addFilter(_without_traceback)
+  try:
+    yield
+  finally:
+    train.logger.removeHandler(handler)
 
 
 def status_of(work: Callable[[], object]) -> int:
@@ -82,6 +68,31 @@ def status_of(work: Callable[[], object]) -> int:
     train.logger.error('error: %s', error)
     return 2
   return 0
+
+
+def _main(args: list[str]) -> int:
+  known_job = False
+
+  def work() -> None:
+    nonlocal known_job
+    known, others = _arguments(args)
+    known_job = known.distributed or known.coordinator is not None
+    if known_job:
+      processes.join(known.coordinator, known.processes, known.process)
+    train.run(_config(known, others))
+
+  try:
+    status = status_of(work)
+  except Exception:
+    if not known_job:
+      raise
+    train.logger.exception('stopped by an error')
+    status = 1
+  if status == watch.LOST:
+    processes.leave(status)
+  if status in (1, 2) and known_job:
+    processes.leave(status, at_once=status == 2)
+  return status
 
 
 def _arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:

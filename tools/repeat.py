@@ -34,8 +34,8 @@ Scores = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> int:
   args, others = _parse(argv)
-  main_lib.listen()
-  status = main_lib.status_of(lambda: _run_all(args, others))
+  with main_lib.listening():
+    status = main_lib.status_of(lambda: _run_all(args, others))
   if status == watch.LOST:
     processes.leave(status)
   return status

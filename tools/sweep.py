@@ -44,14 +44,14 @@ Points = list[points_lib.Point]
 
 def main(argv: list[str] | None = None) -> int:
   args, assignments = _parse(sys.argv[1:] if argv is None else argv)
-  main_lib.listen()
   status = 0
 
   def work() -> None:
     nonlocal status
     status = _do(args, assignments)
 
-  return main_lib.status_of(work) or status
+  with main_lib.listening():
+    return main_lib.status_of(work) or status
 
 
 def _do(args: argparse.Namespace, assignments: list[str]) -> int:
@@ -92,7 +92,8 @@ def _run(
     points_lib.check(workdir, points)  # another job may have been here
     points_lib.record(workdir, args.config, points)
     standings = running.run_all(
-        workdir, points, command=command, places=places, board=board.Board()
+        workdir, points, command=command, places=places,
+        board=board.Board(sys.stdout),
     )
     _summarise(args, points, [standings[point.name] for point in points])
   return running.exit_status(standings)

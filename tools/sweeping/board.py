@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -17,7 +16,7 @@ _SCORES = 4  # of a point that are shown
 class Board:
   """Shows standings on a stream."""
 
-  def __init__(self, stream: TextIO = sys.stdout) -> None:
+  def __init__(self, stream: TextIO) -> None:
     self._stream, self._is_terminal = stream, stream.isatty()
     self._height = 0  # lines that the next table replaces
     self._told: dict[str, str] = {}

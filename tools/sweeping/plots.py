@@ -55,9 +55,7 @@ def lines_of(
       x, line = point.label, ''
     elif field in point.fields or not point.fields:
       x = points_lib.value(point, field)
-      own = sweeping.part(title, x)
-      line = ','.join(part for part in point.label.split(',')
-                      if part not in (own, sweeping.BASE))
+      line = _others(point.label, field)
     else:
       continue
     lines.setdefault(line, []).extend((x, value) for value in values)
@@ -90,6 +88,13 @@ def is_numeric(values: Sequence[Any]) -> bool:
 def is_logarithmic(values: Sequence[float]) -> bool:
   """Whether they span decades."""
   return min(values) > 0 and max(values) / min(values) >= _DECADE
+
+
+def _others(label: str, field: str) -> str:
+  """What a label says of other fields."""
+  parts = [part for part in label.split(',') if part != sweeping.BASE]
+  return ','.join(part for part in parts if not (
+      '=' in part and f'.{field}'.endswith(f'.{part.partition("=")[0]}')))
 
 
 def _draw(path: pathlib.Path, lines: Lines, title: str, score: str) -> None:
