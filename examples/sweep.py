@@ -20,6 +20,5 @@ def get_config(arg: str = '') -> train.Config:
 
 def sweep(arg: str = '') -> Iterator[sweeping.Point]:
   rates = sweeping.grid({'optim.peak_lr': [1e-4, 1e-3, 1e-2]})
-  heads = sweeping.grid({'objective.head.pooling': ['mean', 'class']})
-  yield from sweeping.join(rates, heads, sweeping.seeds(1, 2))
+  yield from sweeping.join(rates, sweeping.seeds(1, 2))
   yield {'name': 'too_fast', 'optim.peak_lr': 1e30}

@@ -318,6 +318,13 @@ def make_mesh(config: Config) -> Mesh:
   return Mesh(np.array(row), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def resolved(config: Config) -> Config:
+  """With what it takes from its data, such as the classes of labels."""
+  data = config.data
+  data = dataclasses.replace(data, views=data.views.resolved(data.source))
+  return dataclasses.replace(config, data=data)
+
+
 def run(config: Config) -> state_lib.TrainState:
   """Trains to the end, from the last checkpoint in the run folder if any.
 
@@ -329,11 +336,8 @@ def run(config: Config) -> state_lib.TrainState:
       or something cannot be written; or no batch came in time (`Hung`).
     Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
   """
-  workdir, data = pathlib.Path(config.workdir), config.data
-  views = data.views.resolved(data.source)
-  config.objective.check_source(data.source)
-  data = dataclasses.replace(data, views=views)
-  config = dataclasses.replace(config, data=data)
+  workdir, config = pathlib.Path(config.workdir), resolved(config)
+  config.objective.check_source(config.data.source)
   checkpoint.check_resumable(config.workdir)
   run_folder.check(workdir, config)
   mesh = make_mesh(config)

@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from sslam_jax import report
+from sslam_jax import run_folder
+from sslam_jax import train
 from tests import tiny
 from tools import sweep
 from tools.sweeping import board
@@ -122,7 +124,8 @@ def test_sweep_of_four_with_a_failure_and_an_interruption(tmp_path, capsys):
 
   # The same folder, with other settings under a name of before.
   path = tmp_path / 'config.py'
-  path.write_text(_CONFIG.replace("2, 'seed': 7", "3, 'seed': 7, 'name': 'log_every=2'"))
+  path.write_text(_CONFIG.replace(
+      "2, 'seed': 7", "3, 'seed': 7, 'name': 'log_every=2'"))
   assert sweep.main([*command, '--dry-run']) == 2
   assert (f"point {_LAST}: {workdir} holds it with the settings "
           in capsys.readouterr().err)
@@ -295,6 +298,20 @@ def test_plots_have_a_line_for_each_setting_of_the_others():
   assert plots.is_logarithmic([1, 30]) and not plots.is_logarithmic([0, 30])
   assert not plots.is_logarithmic([4, 8])
   assert not plots.is_numeric([None, 3]) and not plots.is_numeric([True, 3])
+
+
+def test_a_run_in_the_folder_is_compared_with_what_it_takes_from_its_data(
+    tmp_path
+):
+  config = tiny.classify(tmp_path / 'points' / 'a')
+  config.data.views.classes = None
+  run_folder.write_config(pathlib.Path(config.workdir), train.resolved(config))
+  points_lib.check(tmp_path, [points_lib.Point(
+      name='a', label='a', settings={}, config=config)])
+  config.steps = 5
+  with pytest.raises(ValueError, match='point a: .*steps was 6, now 5'):
+    points_lib.check(tmp_path, [points_lib.Point(
+        name='a', label='a', settings={}, config=config)])
 
 
 class Terminal(io.StringIO):

@@ -56,13 +56,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace, assignments: list[str]) -> int:
   workdir = pathlib.Path(args.workdir)
+  if args.point is None:
+    # The points' processes need all of the accelerators' memory.
+    jax.config.update('jax_platforms', 'cpu')
   points = points_lib.load(args.config, workdir, assignments, args.seeds)
-  points_lib.check(workdir, points)
   if args.point is not None:
     point = points_lib.find(points, args.point)
+    points_lib.check(workdir, [point])
     return running.run_point(workdir, point, args.parent)
-  # All else is for this process to look after, and no accelerator's work.
-  jax.config.update('jax_platforms', 'cpu')
+  points_lib.check(workdir, points)
   if args.dry_run:
     _list(workdir, points)
     return 0

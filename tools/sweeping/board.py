@@ -40,7 +40,7 @@ class Board:
   def _tell(self, standings: dict[str, standing.Standing]) -> None:
     for name, each in standings.items():
       if self._told.get(name, standing.WAITING) != each.state:
-        said = each.reason if each.status is not None else _scores(each)
+        said = _scores(each) if each.state == standing.DONE else each.reason
         status = '' if each.status is None else f' (status {each.status})'
         step = f', step {each.step}/{each.steps}' if each.step else ''
         self._stream.write(f'{name}: {each.state}{status}{step}'

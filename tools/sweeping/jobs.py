@@ -68,9 +68,9 @@ def write(kind: str, job: Job) -> tuple[pathlib.Path, str]:
   if kind != 'slurm':
     if job.image is None:
       raise ValueError(f'--image: want the container to run, for {kind}')
-    if not job.workdir.is_absolute():
-      raise ValueError(f'--workdir: want an absolute path on a volume that all '
-                       f'tasks mount, for {kind}, got {job.workdir}')
+    if not job.workdir.is_absolute() or len(job.workdir.parts) < 3:
+      raise ValueError(f'--workdir: want such as /data/runs/sweep, on a volume '
+                       f'that all tasks mount, for {kind}, got {job.workdir}')
   file, text, start = {
       'slurm': ('slurm.sbatch', _slurm, 'sbatch'),
       'kubernetes': ('kubernetes.yaml', _kubernetes, 'kubectl apply -f'),

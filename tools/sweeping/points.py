@@ -136,8 +136,11 @@ def check(workdir: pathlib.Path, points: Sequence[Point]) -> None:
     if (name := names.get(_key(now), point.name)) != point.name:
       raise ValueError(f'point {point.name}: {workdir} holds it under the '
                        f'name {name}; keep that, as its key name')
+    folder = pathlib.Path(point.config.workdir)
+    if not folder.exists():
+      continue
     try:
-      run_folder.check(pathlib.Path(point.config.workdir), point.config)
+      run_folder.check(folder, train.resolved(point.config))
     except ValueError as error:
       raise ValueError(f'point {point.name}: {error}') from None
 
