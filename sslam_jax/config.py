@@ -14,7 +14,7 @@ import pathlib
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _CLASS_KEY = 'class'  # in JSON: which dataclass an object is
@@ -24,12 +24,16 @@ class UnknownWord(ValueError):
   """A configuration argument holds a word that there is not."""
 
 
-def load(spec: str) -> Any:
+def load(spec: str, function: str = 'get_config') -> Any:
   """The configuration of `FILE.py` or `FILE.py:ARGUMENT`.
 
+  Args:
+    spec: The file, and what its function is given.
+    function: Another one of that file, such as `sweep`.
+
   Raises:
-    ValueError: The file is missing or defines no `get_config`, or that does not
-      take the argument.
+    ValueError: The file is missing or defines no such function, or that does
+      not take the argument.
   """
   path, _, arg = spec.partition(':')
   if not pathlib.Path(path).is_file():
@@ -40,10 +44,10 @@ def load(spec: str) -> Any:
     raise ValueError(f'--config={spec}: want a Python file, got {path!r}')
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'--config={spec}: {path} defines no get_config()')
+  if not hasattr(module, function):
+    raise ValueError(f'--config={spec}: {path} defines no {function}()')
   try:
-    return module.get_config(arg)
+    return getattr(module, function)(arg)
   except UnknownWord as error:
     raise ValueError(f'{error}; the docstring of {path} has all '
                      f'words') from None
@@ -94,14 +98,32 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
     path, equals, text = assignment.partition('=')
     if not equals:
       raise ValueError(f'{assignment!r}: want field=value')
-    *parents, name = path.split('.')
-    owner = tree
-    for depth, parent in enumerate(parents):
-      owner = _child(owner, parent, '.'.join(parents[:depth]))
-    _child(owner, name, '.'.join(parents))
-    hint = typing.get_type_hints(type(owner))[name]
+    owner, name, hint = _place(tree, path)
     setattr(owner, name, _parse(text, hint, path))
   return checked(tree)
+
+
+def replaced(config: Any, values: Mapping[str, Any]) -> Any:
+  """A checked copy of `config` with fields set to values, in their order.
+
+  Args:
+    config: The tree.
+    values: Dotted name -> Python value; subtrees may be set as a whole.
+
+  Raises:
+    ValueError: As of `override`.
+  """
+  tree = checked(config)
+  for path, value in values.items():
+    owner, name, hint = _place(tree, path)
+    setattr(owner, name, _typed(value, hint, path))
+  return checked(tree)
+
+
+def value_of(config: Any, path: str) -> Any:
+  """The field of a dotted name, or ValueError."""
+  owner, name, _ = _place(config, path)
+  return getattr(owner, name)
 
 
 def checked(config: Any, path: str = '') -> Any:
@@ -126,7 +148,18 @@ def checked(config: Any, path: str = '') -> Any:
 
 def to_json(config: Any) -> str:
   """The whole tree as JSON; each object names its class."""
-  return json.dumps(_plain(config), indent=2) + '\n'
+  return json.dumps(plain(config), indent=2) + '\n'
+
+
+def plain(value: Any) -> Any:
+  """What JSON holds of a field's value or a tree."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    name = f'{type(value).__module__}:{type(value).__qualname__}'
+    return {_CLASS_KEY: name} | {
+        field.name: plain(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+  return list(map(plain, value)) if isinstance(value, tuple) else value
 
 
 def from_json(text: str) -> Any:
@@ -170,6 +203,19 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
       for name in {**left, **right}
       if left.get(name) != right.get(name)
   }
+
+
+def _place(tree: Any, path: str) -> tuple[Any, str, Any]:
+  """(owner, name, type) of the field of a dotted name."""
+  *parents, name = path.split('.')
+  owner = tree
+  for depth, parent in enumerate(parents):
+    owner = _child(owner, parent, '.'.join(parents[:depth]))
+  _child(owner, name, '.'.join(parents))
+  if isinstance(owner, tuple):
+    raise ValueError(f'{path}: want a field of it, or all of '
+                     f'{".".join(parents)}, got one part of it')
+  return owner, name, typing.get_type_hints(type(owner))[name]
 
 
 def _child(owner: Any, name: str, path: str) -> Any:
@@ -248,16 +294,6 @@ def _describe(hint: Any) -> str:
     return 'None'
   is_plain = isinstance(hint, type) and not typing.get_args(hint)
   return hint.__name__ if is_plain else str(hint)
-
-
-def _plain(value: Any) -> Any:
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    name = f'{type(value).__module__}:{type(value).__qualname__}'
-    return {_CLASS_KEY: name} | {
-        field.name: _plain(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-    }
-  return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _build(value: Any) -> Any:

@@ -6,9 +6,11 @@ docs/scaling.md.
 """
 
 import argparse
+import contextlib
 import logging
 import re
 import sys
+from collections.abc import Callable, Iterator
 
 from sslam_jax import config as config_lib
 from sslam_jax import processes
@@ -24,40 +26,70 @@ def parse(args: list[str]) -> train.Config:
 
 
 def main(args: list[str]) -> int:
-  """Returns the exit status: 0 done, 1 stopped, 2 cannot start.
+  """Returns the exit status, see `status_of`."""
+  with listening():
+    return _main(args)
 
-  By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
-  So it does after 4: data, or another process of the job, hung or was lost.
-  """
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+  """Lets the run's log be seen on the terminal."""
   # A handler of our own: libraries put theirs on the root logger.
-  train.logger.addHandler(logging.StreamHandler())
+  handler = logging.StreamHandler()
+  train.logger.addHandler(handler)
   train.logger.propagate = False
   # Errors of Orbax's threads come again, as one line.
   logging.getLogger('absl').addFilter(_without_traceback)
-  status, known_job = 0, False
   try:
+    yield
+  finally:
+    train.logger.removeHandler(handler)
+
+
+def status_of(work: Callable[[], object]) -> int:
+  """Does it; the exit status: 0 done, 1 stopped, 2 cannot start.
+
+  By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
+  So it does after 4: data, or another process of the job, hung or was lost;
+  then threads may hang, and `processes.leave` has to end this process.
+  """
+  try:
+    work()
+  except train.Hung:
+    return watch.LOST
+  except train.TrainingStopped:
+    return 1
+  except train.Interrupted:
+    return 3
+  except KeyboardInterrupt:
+    train.logger.error('stopped at once; what was saved stays')
+    return 130
+  except (ValueError, OSError) as error:
+    train.logger.error('error: %s', error)
+    return 2
+  return 0
+
+
+def _main(args: list[str]) -> int:
+  known_job = False
+
+  def work() -> None:
+    nonlocal known_job
     known, others = _arguments(args)
     known_job = known.distributed or known.coordinator is not None
     if known_job:
       processes.join(known.coordinator, known.processes, known.process)
     train.run(_config(known, others))
-  except train.Hung:
-    processes.leave(watch.LOST)
-  except train.TrainingStopped:
-    status = 1
-  except train.Interrupted:
-    status = 3
-  except KeyboardInterrupt:
-    train.logger.error('stopped at once; what was saved stays')
-    status = 130
-  except (ValueError, OSError) as error:
-    train.logger.error('error: %s', error)
-    status = 2
+
+  try:
+    status = status_of(work)
   except Exception:
     if not known_job:
       raise
     train.logger.exception('stopped by an error')
     status = 1
+  if status == watch.LOST:
+    processes.leave(status)
   if status in (1, 2) and known_job:
     processes.leave(status, at_once=status == 2)
   return status

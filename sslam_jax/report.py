@@ -161,9 +161,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-  """The lines that `Report.write` wrote, in the order of their steps."""
+  """The lines that `Report.write` wrote, in the order of their steps.
+
+  While it writes the last one, or was killed by then, that is left out.
+  """
   text = (pathlib.Path(workdir) / METRICS).read_text(encoding='utf-8')
-  return [json.loads(line) for line in text.splitlines()]
+  whole, _, _ = text.rpartition('\n')
+  return [json.loads(line) for line in whole.splitlines()]
 
 
 def _shares(shares_Px2: np.ndarray) -> dict[str, float]:

@@ -32,6 +32,7 @@ from sslam_jax import watch as watch_lib
 _AXIS = views_lib.AXIS
 Metrics = dict[str, float]
 Evals = list[tuple[evaluate.Evaluation, evaluate.Run]]
+TERMS = ('local_', 'global_', 'retention')  # beginnings of a loss's parts
 # Where the loop may be, as `watch.judge` says it.
 _FEED = 'waiting for a batch'
 _DEVICES = 'waiting for its devices'
@@ -321,6 +322,13 @@ def make_mesh(config: Config) -> Mesh:
   return Mesh(np.array(row), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
+def resolved(config: Config) -> Config:
+  """With what it takes from its data, such as the classes of labels."""
+  data = config.data
+  data = dataclasses.replace(data, views=data.views.resolved(data.source))
+  return dataclasses.replace(config, data=data)
+
+
 def run(config: Config) -> state_lib.TrainState:
   """Trains to the end, from the last checkpoint in the run folder if any.
 
@@ -332,11 +340,8 @@ def run(config: Config) -> state_lib.TrainState:
       or something cannot be written; or no batch came in time (`Hung`).
     Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
   """
-  workdir, data = pathlib.Path(config.workdir), config.data
-  views = data.views.resolved(data.source)
-  config.objective.check_source(data.source)
-  data = dataclasses.replace(data, views=views)
-  config = dataclasses.replace(config, data=data)
+  workdir, config = pathlib.Path(config.workdir), resolved(config)
+  config.objective.check_source(config.data.source)
   checkpoint.check_resumable(config.workdir)
   run_folder.check(workdir, config)
   mesh = make_mesh(config)
@@ -627,7 +632,7 @@ class _Loop:
 def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
   """Sorts what a reader looks for first to the front: the loss, its terms."""
   name, _ = item
-  is_term = name.startswith(('local_', 'global_', 'retention'))
+  is_term = name.startswith(TERMS)
   return name != 'loss', not is_term, name
 
 

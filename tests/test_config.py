@@ -162,6 +162,27 @@ def test_override_names_field_and_wanted_type(assignment, message):
     config_lib.override(Root(), [assignment])
 
 
+def test_replaced_sets_values_in_their_order():
+  changed = config_lib.replaced(
+      Root(), {'leaf': Leaf(count=3), 'leaf.rate': 2, 'steps': 20})
+  assert (changed.leaf.count, changed.leaf.rate, changed.steps) == (3, 2.0, 20)
+  assert type(changed.leaf.rate) is float
+  assert config_lib.value_of(changed, 'leaf.rate') == 2
+  assert Root().leaf.count != 3
+
+
+@pytest.mark.parametrize(('values', 'message'), [
+    ({'leaf.rat': 1}, r'leaf\.rat: .*Leaf.* no field .rat.; choices: rate, '),
+    ({'leaf.rate': '1'}, r"leaf\.rate: want float, got '1'"),
+    ({'leaf.count': 11}, r'leaf\.count: want at most steps, got 11'),
+    ({'leaf.pair.0': 1}, r'leaf\.pair\.0: want a field of it, or all of '
+                         r'leaf\.pair'),
+])
+def test_replaced_names_field_and_wanted_type(values, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    config_lib.replaced(Root(), values)
+
+
 @pytest.mark.parametrize(('count', 'message'), [
     (-1, 'root.leaf.count: want at least 0, got -1'),
     (11, 'root.leaf.count: want at most steps, got 11'),
@@ -278,5 +299,7 @@ def test_load_names_what_is_wrong_with_a_file(tmp_path):
   empty.write_text('')
   with pytest.raises(ValueError, match='defines no get_config'):
     config_lib.load(f'{empty}:demo')
+  with pytest.raises(ValueError, match=r'defines no sweep\(\)'):
+    config_lib.load(f'{empty}:demo', 'sweep')
   with pytest.raises(ValueError, match='missing.py.*does not exist'):
     config_lib.load(str(tmp_path / 'missing.py'))

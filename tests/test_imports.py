@@ -9,6 +9,7 @@ _ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     '__init__': {'inference'},
     'config': set(),
+    'sweeping': set(),
     'clips': set(),
     'audio': set(),
     'masking': set(),

@@ -19,13 +19,15 @@ class Trouble:
     source: Whose.
     fifo: A named pipe, which nobody writes to.
     stuck: The clip that is to come from it.
-    slow_s: How long process 1 of a job sleeps over each clip.
+    slow_s: How long one process of a job sleeps over each clip.
+    slow_process: Which.
   """
 
   source: clips.Source
   fifo: str = ''
   stuck: int | None = None
   slow_s: float = 0.0
+  slow_process: int = 1
 
   def __len__(self):
     return len(self.source)
@@ -41,7 +43,7 @@ class Trouble:
     clip = self.source[index]
     if threading.current_thread() is threading.main_thread():
       return clip  # at the start, when clips are counted and compared
-    if self.slow_s and jax.process_index() == 1:
+    if self.slow_s and jax.process_index() == self.slow_process:
       with _LOCK:  # as a disk that serves one after another
         time.sleep(self.slow_s)
     if index == self.stuck:

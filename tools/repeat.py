@@ -12,7 +12,6 @@ DIR/scores.json and DIR/table.md. Exit status as of sslam_jax.main.
 import argparse
 import itertools
 import json
-import logging
 import pathlib
 import statistics
 import sys
@@ -22,8 +21,11 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from sslam_jax import main as main_lib
+from sslam_jax import processes
 from sslam_jax import report
 from sslam_jax import train
+from sslam_jax import watch
+from tools.sweeping import scores as scores_lib
 
 _TEST = 'test_'
 
@@ -32,27 +34,26 @@ Scores = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> int:
   args, others = _parse(argv)
-  train.logger.addHandler(logging.StreamHandler())
-  train.logger.propagate = False
-  try:
-    runs = list(itertools.product(args.folds or [None], args.seeds))
-    configs = [_config(args, others, *run) for run in runs]
-    folder = pathlib.Path(configs[0].workdir).parent
-    scores = []
-    for run, config in zip(runs, configs):
-      train.run(config)
-      scores.append({'fold': run[0], 'seed': run[1]} | _scores(config.workdir))
-      _write(folder, args.config, scores)
-  except train.TrainingStopped:
-    return 1
-  except train.Interrupted:
-    return 3
-  except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
+  with main_lib.listening():
+    status = main_lib.status_of(lambda: _run_all(args, others))
+  if status == watch.LOST:
+    processes.leave(status)
+  return status
+
+
+def _run_all(args: argparse.Namespace, others: list[str]) -> None:
+  runs = list(itertools.product(args.folds or [None], args.seeds))
+  configs = [_config(args, others, *run) for run in runs]
+  folder = pathlib.Path(configs[0].workdir).parent
+  scores = []
+  for run, config in zip(runs, configs):
+    train.run(config)
+    rows = report.read_metrics(config.workdir)
+    scores.append({'fold': run[0], 'seed': run[1], 'step': rows[-1]['step'],
+                   **scores_lib.evaluated(rows)})
+    _write(folder, args.config, scores)
   print(table(scores), end='')
   print(f'{folder}: table.md, scores.json')
-  return 0
 
 
 def table(scores: list[Scores]) -> str:
@@ -82,14 +83,7 @@ def _mean(scores: list[Scores], name: str) -> float:
 
 def _spread(scores: list[Scores], name: str) -> float | None:
   """Standard deviation over seeds of the mean over folds."""
-  means = _by_seed(scores, name)
-  return statistics.stdev(means) if len(means) > 1 else None
-
-
-def _scores(workdir: str) -> Scores:
-  """What was measured at the end of a run."""
-  return [line for line in report.read_metrics(workdir)
-          if any(name.startswith(_TEST) for name in line)][-1]
+  return scores_lib.deviation(_by_seed(scores, name))
 
 
 def _write(folder: pathlib.Path, config: str, scores: list[Scores]) -> None:

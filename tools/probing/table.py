@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from sslam_jax import features
 from sslam_jax import probing
+from tools.sweeping import scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def deviation(values: list[list[float]]) -> float | None:
   """See `Row`."""
   means = values[0] if len(values) == 1 else list(
       map(statistics.fmean, values))
-  return statistics.stdev(means) if len(means) > 1 else None
+  return scores.deviation(means)
 
 
 def lines(rows: list[Row], is_single: bool) -> Iterator[str]:
