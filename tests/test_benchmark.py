@@ -721,7 +721,7 @@ def test_compile_time_is_that_of_a_cold_start(tmp_path):
   for name, value in settings.items():
     jax.config.update(name, value)
   try:
-    x = jnp.ones((7, 3))
+    x = np.ones((7, 3), np.float32)
 
     def lower():
       return jax.jit(lambda x: jnp.sin(x) @ x.T).lower(x)
@@ -735,6 +735,23 @@ def test_compile_time_is_that_of_a_cold_start(tmp_path):
     for name, value in kept.items():
       jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def test_compile_time_from_the_cache_is_that_of_a_hit():
+  before, events = jax.config.jax_compilation_cache_dir, []
+
+  def listen(event, **_):
+    if event.startswith('/jax/compilation_cache/cache_'):
+      events.append(event.rpartition('_')[-1])
+
+  jax.monitoring.register_event_listener(listen)
+  try:
+    config = _config()
+    assert training.compile_from_cache(config, train.make_mesh(config)) > 0
+  finally:
+    jax.monitoring.unregister_event_listener(listen)
+  assert events == ['misses', 'hits']
+  assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_matmul_rate_is_work_by_time(monkeypatch):

@@ -57,6 +57,7 @@ TITLES: dict[str, dict[str, str]] = {
         'batch': 'clips',
         'trace_s': 'trace, s',
         'compile_s': 'compile without cache, s',
+        'compile_cached_s': 'compile from the cache on disk, s',
         'step_s': 's/step, median',
         'step_s_all': 's/step, all',
         'clips_per_s': 'clips/s',
