@@ -16,7 +16,7 @@ from sslam_jax import sweeping
 from sslam_jax import train
 
 _FROM = 'from'
-_STEPS, _WARMUP_STEPS = 2000, 200
+_STEPS, _WARMUP_STEPS = 1000, 100
 
 
 def get_config(arg: str = '') -> train.Config:
