@@ -61,6 +61,10 @@ class Data:
       weights were trained; 'soxr' is faster and differs above 7 kHz.
     crop: Where a clip longer than the spectrogram is cut: 'random', or
       'start', as the reference cuts its frames. Only that part is read.
+    short: What fills the spectrogram after the end of a shorter clip in
+      training: log-mels of 0 ('pad'), as published, which are louder than most
+      sound; or the clip again and again, the last time in part ('repeat', as
+      of LAION-CLAP; its 'repeatpad' is silent there). Evaluations always pad.
     workers: Processes that read and draw; 0 does it in this process.
     threads: Reading threads, of each process.
     max_bad_fraction: Damaged clips are passed over, and others stand in for
@@ -73,6 +77,7 @@ class Data:
   views: views_lib.Kind
   resampler: resampling.Resampler = 'sinc_hann'
   crop: Literal['random', 'start'] = 'random'
+  short: Literal['pad', 'repeat'] = 'pad'
   workers: int = 0
   threads: int = 16
   max_bad_fraction: float = 0.01
@@ -365,6 +370,8 @@ class _Draw(grain.transforms.RandomMap):
     data = self._data
     record = data.views.draw(rng, self._grid)
     clip, wave, skipped = self._read(index, rng)
+    if data.short == 'repeat':
+      wave = np.resize(wave, data.mel.samples)  # of its copies, one by one
     record |= data.views.label(clip.labels)
     record['id'] = clip.id
     record['wave'] = np.zeros(data.mel.samples, np.float32)

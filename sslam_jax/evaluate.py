@@ -53,12 +53,15 @@ class Test:
     every: Steps from one evaluation to the next; None: at the end alone.
     batch: Clips at a time, over all devices.
     name: Prefix of the values.
+    by_sources: Also the mAP of the clips with 1, 2, 3, and of those with 4 and
+      more labels: NAME_map_1 and so on.
   """
 
   source: clips.Source
   every: int | None = None
   batch: int = 48
   name: str = 'test'
+  by_sources: bool = False
 
   def __post_init__(self) -> None:
     _check_fields(self)
@@ -86,11 +89,15 @@ class Test:
       if bad:
         _logger.warning('%s: %d damaged clips are not scored, the first: %s',
                         self.name, len(bad), bad[0])
-      found = metrics.summary(
+      summary = metrics.summary(
           scored, single_label=objective.is_single, resamples=0
-      ).overall
+      )
+      found = summary.overall
       values = {'map': found.map.value, 'auc': found.auc.value,
                 'top1': found.top1.value}
+      if self.by_sources:
+        values |= {_by_sources(count): figures.map.value
+                   for count, figures in summary.by_sources.items()}
       return {f'{self.name}_{name}': value for name, value in values.items()
               if value is not None}
 
@@ -290,11 +297,15 @@ def _probed(scored: metrics.Scored, task: probing.Task) -> dict[str, float]:
   value = probing.value(found.overall, task)
   if task.is_single:
     return {'accuracy': value}
-  # Without the + of 4+, which TensorBoard knows in no name.
   return {'map': value} | {
-      f'map_{count.rstrip("+")}': probing.value(figures, task)
+      _by_sources(count): probing.value(figures, task)
       for count, figures in found.by_sources.items()
   }
+
+
+def _by_sources(count: str) -> str:
+  """Without the + of 4+, which TensorBoard knows in no name."""
+  return f'map_{count.rstrip("+")}'
 
 
 def _ids(source: clips.Source) -> list[str]:

@@ -43,6 +43,11 @@ _TASKS = ['as20k', 'as2m', 'esc50,fold=3', 'speech_commands_v1',
 FINETUNE = [f'{_ROOT}/configs/finetune.py:{a}' for a in _TASKS]
 SWEEPS = sorted(path.stem for path in (_ROOT / 'configs/sweeps').glob('*.py')
                 if path.stem != '__init__')
+STUDY = [f'{_ROOT}/configs/study/{a}' for a in
+         ('stage1.py', 'stage1.py:soundscapes', 'stage1.py:quick', 'arms.py',
+          'arms.py:soundscapes,quick', 'finetune.py:task=polyphonic',
+          'finetune.py:task=animals', 'finetune.py:task=digits,quick',
+          'finetune.py:task=polyphonic,soundscapes')]
 LINEAR = [f'{_ROOT}/configs/linear.py:{a}' for a in _TASKS]
 
 
@@ -83,7 +88,7 @@ def shrunk(spec, workdir):
   return config_lib.checked(config)
 
 
-@pytest.mark.parametrize('spec', STAGE1 + STAGE2 + FINETUNE + LINEAR)
+@pytest.mark.parametrize('spec', STAGE1 + STAGE2 + FINETUNE + LINEAR + STUDY)
 def test_shipped_configuration_is_valid_and_survives_json(spec):
   config = config_lib.checked(config_lib.load(spec))
   assert config_lib.from_json(config_lib.to_json(config)) == config

@@ -200,6 +200,22 @@ def test_short_clip_is_kept_whole():
   np.testing.assert_array_equal(wave, np.arange(500))
 
 
+@pytest.mark.parametrize('samples', [500, 1_000_000])
+def test_short_clips_are_repeated_and_all_else_is_as_it_was(samples):
+  config = data_of(source=Ramp(samples), threads=1)
+  full = config.mel.samples
+  padded, = take(config, 1)
+  repeated, = take(dataclasses.replace(config, short='repeat'), 1)
+  for name in ('keep', 'column'):
+    np.testing.assert_array_equal(padded[name], repeated[name])
+  assert set(padded['samples']) == {min(samples, full)}
+  assert set(repeated['samples']) == {full}  # no frame is padding
+  expected = padded['wave'][:, np.arange(full) % min(samples, full)]
+  np.testing.assert_array_equal(repeated['wave'], expected)
+  if samples == 500:
+    np.testing.assert_array_equal(repeated['wave'][3, 499:501], [499, 0])
+
+
 @pytest.mark.parametrize('rate_hz', [8000, 22_050, 44_100, 48_000])
 def test_other_rates_are_resampled_to_the_full_length(rate_hz):
   config = data_of()

@@ -193,6 +193,24 @@ def test_values_of_a_test_are_scikit_learn_s():
                              1 - values['held_out_auc'], rtol=TOLERANCE)
 
 
+def test_a_test_is_scored_by_number_of_labels_too():
+  test = evaluate.Test(source=Source(), batch=4, by_sources=True)
+  values = test.start(objective(), DATA, mesh())(PARAMS, {})
+  # Clips 1, 3 and 6 have two labels, though one of clip 3 is not learned.
+  label, score = truth(), logits()
+  heard = np.array([len(x) for i, x in enumerate(LABELS) if i != BAD])
+  for count in (1, 2):
+    rows = heard == count
+    found = label[rows].any(0)  # classes that some of these clips have
+    np.testing.assert_allclose(
+        values[f'test_map_{count}'],
+        sklearn_metrics.average_precision_score(
+            label[rows][:, found], score[rows][:, found], average='macro'),
+        rtol=TOLERANCE)
+  assert {*values} == {'test_map', 'test_auc', 'test_top1', 'test_map_1',
+                       'test_map_2'}
+
+
 def test_a_value_that_does_not_exist_is_left_out():
   """Every clip has the only class: no AUC."""
   source = Source((('bell',),) * 3, bad=())

@@ -84,6 +84,7 @@ def _run(
   workdir = pathlib.Path(args.workdir)
   environment = dict(os.environ)
   places = devices.places(args.devices, args.jobs or 1, environment)
+  chosen = points_lib.chosen(points, args.only)
 
   def command(point: points_lib.Point) -> list[str]:
     return [sys.executable, os.path.abspath(__file__),
@@ -94,10 +95,13 @@ def _run(
     points_lib.check(workdir, points)  # another job may have been here
     points_lib.record(workdir, args.config, points)
     standings = running.run_all(
-        workdir, points, command=command, places=places,
+        workdir, chosen, command=command, places=places,
         board=board.Board(sys.stdout),
     )
-    _summarise(args, points, [standings[point.name] for point in points])
+    _summarise(args, points, [
+        standings.get(point.name) or standing.look(workdir, point)
+        for point in points
+    ])
   return running.exit_status(standings)
 
 
@@ -169,6 +173,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                       help='points at a time (default: 1)')
   parser.add_argument('--devices', metavar='0,1,...',
                       help='one for each of the N (default: those found)')
+  parser.add_argument('--only', action='append', metavar='NAME|PATTERN',
+                      help='runs these points; may be repeated')
   does = parser.add_mutually_exclusive_group()
   does.add_argument('--dry-run', action='store_true')
   does.add_argument('--summary', action='store_true')

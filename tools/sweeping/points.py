@@ -5,6 +5,7 @@ All are built before anything runs, so that no mistake is found after hours.
 
 import dataclasses
 import difflib
+import fnmatch
 import json
 import pathlib
 import re
@@ -18,6 +19,7 @@ from sslam_jax import sweeping
 from sslam_jax import train
 
 _RECORD = 'sweep.json'
+_START = 'init_from'
 _LONGEST = 150  # characters; file systems take 255 bytes
 # Not a number alone, which is the place of a point in the sweep.
 _NAME = re.compile(r'(?!\d+$)\w[\w.,=+-]*', re.ASCII)
@@ -45,9 +47,15 @@ class Point:
 
   @property
   def fields(self) -> dict[str, Any]:
-    """The settings without the seed: equal in all points of a label."""
-    return {field: value for field, value in self.settings.items()
-            if field != sweeping.SEED}
+    """The settings without the seed: equal in all points of a label.
+
+    A run of another sweep that it starts from may have its seed in the name.
+    """
+    found = {field: value for field, value in self.settings.items()
+             if field != sweeping.SEED}
+    if isinstance(start := found.get(_START), str):
+      found[_START] = re.sub(rf'(?<=\bseed=){self.seed}\b', '*', start)
+    return found
 
 
 def load(
@@ -109,6 +117,23 @@ def value(point: Point, field: str) -> Any:
     return config_lib.value_of(point.config, field)
   except ValueError:
     return None
+
+
+def chosen(
+    points: Sequence[Point], patterns: Sequence[str] | None
+) -> list[Point]:
+  """Those whose names are like some pattern of a shell; None: all.
+
+  Raises:
+    ValueError: None is like one of the patterns.
+  """
+  for pattern in patterns or ():
+    if not any(fnmatch.fnmatchcase(point.name, pattern) for point in points):
+      raise ValueError(f'--only={pattern}: want a name or a pattern of some, '
+                       f'such as {points[0].name}')
+  return [point for point in points if patterns is None or any(
+      fnmatch.fnmatchcase(point.name, pattern) for pattern in patterns
+  )]
 
 
 def find(points: Sequence[Point], word: str) -> Point:

@@ -1,0 +1,1 @@
+"""The study of docs/study.md; tools/study.py runs these files in order."""

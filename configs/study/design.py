@@ -1,0 +1,158 @@
+"""What all runs of the study share: its clips, its tasks and its sizes.
+
+Every file takes these words, joined by commas:
+  data=DIR     the recordings (default: ../shared/data)
+  soundscapes  procedural sounds instead; no data needed
+  seeds=N      seeds 1 to N (default: 5; of quick: 2)
+  quick        a hundredth of the updates, a tenth of the clips that are scored
+"""
+
+import dataclasses
+
+from configs import labelled
+from configs import stage2
+from sslam_jax import audio
+from sslam_jax import catalogue
+from sslam_jax import clips
+from sslam_jax import config as config_lib
+from sslam_jax import evaluate
+from sslam_jax import sampling
+from sslam_jax import soundscapes
+from sslam_jax import sweeping
+from sslam_jax import train
+
+FOLDER = 'runs/study'  # of the whole study
+STAGE1, RANDOM = 'stage1', 'random'
+ARMS = (*stage2.ARMS, 'sslam')
+FEATURES = {'rows': 'rows', 'rows_std': 'rows+rows_std'}
+RECORDINGS = '../shared/data'
+_SEEDS = 5
+_FRAMES = 256  # 2.56 s, 16 columns of patches
+_SCENES = ('soundscapes', '')
+_QUICK = ('quick', '')
+_FASTER, _FEWER = 100, 10
+_PRETRAINING_SETS = ('animals', 'digits', 'oneshots')  # no mixtures among them
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """Labelled clips that the networks are tested on.
+
+  Attributes:
+    words: Of configs/finetune.py, for its training and test clips.
+    length_s: What a probe hears of a clip.
+    frames: Length of the spectrograms in fine-tuning.
+    steps: Updates of fine-tuning. Both as in docs/results.md.
+    groups: As of `evaluate.Probe`.
+  """
+
+  words: str
+  length_s: float
+  frames: int
+  steps: int
+  groups: str | None = None
+
+
+def parse(arg: str, *more: str) -> Pairs:
+  """The words of an argument; `more`: those that a file has of its own."""
+  pairs = config_lib.options(arg, flags=('soundscapes', 'quick'),
+                             keys=('data', 'seeds', *more))
+  if _SCENES in pairs and 'data' in dict(pairs):
+    raise ValueError('configuration argument: want data=DIR or soundscapes, '
+                     'got both')
+  return pairs
+
+
+def seeds(pairs: Pairs) -> list[sweeping.Point]:
+  """A point for each."""
+  count = labelled.number(dict(pairs), 'seeds',
+                          2 if _QUICK in pairs else _SEEDS)
+  if count < 1:
+    raise ValueError(f'seeds: want at least 1, got {count}')
+  return sweeping.seeds(*range(1, count + 1))
+
+
+def tasks(pairs: Pairs) -> dict[str, Task]:
+  """By name; that with mixtures is called polyphonic."""
+  if _SCENES in pairs:
+    return {'polyphonic': Task(
+        words='soundscapes=1000,length=5.12,seed=1,test_soundscapes=1000,'
+              'test_length=5.12,test_seed=1',
+        length_s=5.12, frames=512, steps=900,
+    )}
+  where = dict(pairs).get('data', RECORDINGS)
+
+  def parts(name: str) -> str:
+    return f'folder={where}/{name}/train,test_folder={where}/{name}/test'
+
+  return {
+      'polyphonic': Task(
+          words=f'csv={where}/polyphonic/labels.csv,label=classes,multi_label',
+          length_s=5.12, frames=512, steps=900,
+      ),
+      'animals': Task(
+          words=parts('animals'), length_s=5.12, frames=256, steps=800,
+          groups=f'{where}/animals/groups.csv:session_group',
+      ),
+      'digits': Task(
+          words=parts('digits'), length_s=1.28, frames=64, steps=1500,
+          groups=f'{where}/digits/labels.csv:speaker',
+      ),
+  }
+
+
+def task_clips(task: Task, pairs: Pairs) -> tuple[clips.Source, clips.Source]:
+  """For training and for the test."""
+  words = [(word, value) for word, _, value in (
+      part.partition('=') for part in task.words.split(',')
+  )]
+  train_clips, test_clips = labelled.sources(words)
+  if _QUICK in pairs:
+    return _few(train_clips), _few(test_clips)
+  return train_clips, test_clips
+
+
+def pretraining(config: train.Config, pairs: Pairs) -> None:
+  """Makes a run of either stage one of the study."""
+  config.data.source = _single_sounds(pairs)
+  config.data.mel = mel(pairs, _FRAMES)
+  config.data.short = 'repeat'  # padding would hide the other clip
+  config.evals = tuple(
+      evaluate.Probe(name=f'{name}_{kind}', train=train_clips,
+                     test=test_clips, features=features,
+                     length_s=task.length_s, groups=task.groups)
+      for name, task in tasks(pairs).items()
+      for train_clips, test_clips in [task_clips(task, pairs)]
+      for kind, features in FEATURES.items()
+  )
+
+
+def mel(pairs: Pairs, frames: int) -> audio.LogMel:
+  """The front end, normalised by what tools/audio_stats.py finds."""
+  mean, std = (-6.6, 3.5) if _SCENES in pairs else (-9.4845, 4.5491)
+  return audio.LogMel(frames=frames, mean=mean, std=std)
+
+
+def lengthen(
+    config: train.Config, pairs: Pairs, steps: int, warmup_steps: int
+) -> None:
+  """Sets the length of a run; a picture and a score come at its end."""
+  faster = _FASTER if _QUICK in pairs else 1
+  config.steps = steps // faster
+  config.optim.warmup_steps = warmup_steps // faster
+  config.keep.every = max(steps // faster // 20, 1)
+  config.pictures_every = config.steps
+
+
+def _single_sounds(pairs: Pairs) -> clips.Source:
+  if _SCENES in pairs:
+    return soundscapes.Soundscapes(length_s=4.0, max_events=1)
+  where = dict(pairs).get('data', RECORDINGS)
+  return catalogue.build([('folder', f'{where}/{name}/train')
+                          for name in _PRETRAINING_SETS])
+
+
+def _few(source: clips.Source) -> clips.Source:
+  return sampling.Fold(source=source, folds=_FEWER, fold=1, held_out=True)

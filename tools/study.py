@@ -1,0 +1,164 @@
+"""Runs the study of docs/study.md: do mixtures and source retention help?
+
+  python tools/study.py [--workdir=runs/study] [--data=../shared/data]
+      [--seeds=5] [--jobs=N] [--quick]
+
+Stage 1 once; from it every arm of Table 2 with every seed; then all of them
+fine-tuned on each task. Each part is a sweep (docs/sweeps.md) of a file in
+configs/study, in a folder of --workdir. The same command goes on where it
+stopped, skips what is finished and tries again what failed. What another run
+has to come before, and has not, is left out and told.
+Exit status: 0 all is done, 1 some runs failed or were left out, 2 something in
+the command or a folder cannot work, 3 stopped: the same command goes on.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+# For a checkout that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+
+from configs.study import design
+from sslam_jax import checkpoint
+from sslam_jax import run_folder
+from tools import sweep
+from tools.sweeping import points as points_lib
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs' / 'study'
+_FINETUNE = 'finetune-'
+_CACHE = 'JAX_COMPILATION_CACHE_DIR'
+_STOPPED = (3, 130)  # exit statuses of a sweep that was told to stop
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = _parse(sys.argv[1:] if argv is None else argv)
+  # The runs' processes need all of the accelerators' memory.
+  jax.config.update('jax_platforms', 'cpu')
+  try:
+    specs = _chosen(args)
+    _check_recordings(args)
+  except ValueError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  # Points differ in what they start from, not in their programs.
+  os.environ.setdefault(_CACHE, os.path.abspath(f'{args.workdir}/compiled'))
+  statuses = [0]
+  for name, spec in specs.items():
+    print(f'{name}: {spec}', flush=True)
+    statuses.append(_run(args, name, spec))
+    if statuses[-1] in _STOPPED:
+      break
+  return max(statuses)
+
+
+def parts(workdir: str, words: list[str]) -> dict[str, str]:
+  """The sweeps of a study, in order: name -> FILE.py:ARGUMENT.
+
+  Args:
+    workdir: The study's folder.
+    words: Of configs/study/design.py.
+  """
+
+  def spec(file: str, *more: str) -> str:
+    path = os.path.relpath(_CONFIGS / f'{file}.py')
+    return f'{path}:{",".join([*words, *more])}'.rstrip(':')
+
+  stage1 = f'{workdir}/{design.STAGE1}/points/{design.STAGE1}'
+  return {
+      design.STAGE1: spec('stage1'),
+      'arms': spec('arms', f'from={stage1}'),
+  } | {
+      f'{_FINETUNE}{task}': spec('finetune', f'task={task}', f'from={workdir}')
+      for task in design.tasks(design.parse(','.join(words)))
+  }
+
+
+def _run(args: argparse.Namespace, name: str, spec: str) -> int:
+  """Exit status as of tools/sweep.py; of what is left out, 1 at least."""
+  folder = pathlib.Path(args.workdir, name)
+  try:
+    points = points_lib.load(spec, folder)
+  except ValueError as error:
+    print(f'error: {name}: {error}', file=sys.stderr)
+    return 2
+  lacks = {point.name: _lack(point.config.init_from) for point in points}
+  for point, lack in lacks.items():
+    if lack:
+      print(f'{name}: {point}: left out: {lack}')
+  ready = [point for point, lack in lacks.items() if not lack]
+  if not ready:
+    return 1
+  status = sweep.main([
+      f'--config={spec}', f'--workdir={folder}', f'--jobs={args.jobs}',
+      *([] if args.devices is None else [f'--devices={args.devices}']),
+      *(f'--only={point}' for point in ready),
+  ])
+  return max(status, int(len(ready) < len(points)))
+
+
+def _lack(start: str | None) -> str:
+  """What is missing of the run that another starts from; '' for nothing."""
+  if start is None:
+    return ''
+  try:
+    steps = run_folder.read_config(pathlib.Path(start)).steps
+  except ValueError as error:
+    return str(error)
+  step = checkpoint.latest_step(start) or 0
+  return '' if step == steps else (
+      f'{start}: want a finished run, got step {step} of {steps}'
+  )
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, str]:
+  words = ['soundscapes'] if args.soundscapes else [f'data={args.data}']
+  words += ['quick'] if args.quick else []
+  words += [] if args.seeds is None else [f'seeds={args.seeds}']
+  specs = parts(args.workdir, words)
+  if args.only is None:
+    return specs
+  if unknown := set(args.only) - specs.keys():
+    raise ValueError(f'--only: want some of {", ".join(specs)}; '
+                     f'got {", ".join(sorted(unknown))}')
+  return {name: spec for name, spec in specs.items() if name in args.only}
+
+
+def _check_recordings(args: argparse.Namespace) -> None:
+  wanted = ('animals/train', 'digits/train', 'oneshots/train',
+            'polyphonic/labels.csv')
+  folder = pathlib.Path(args.data)
+  missing = [name for name in wanted if not (folder / name).exists()]
+  if missing and not args.soundscapes:
+    raise ValueError(f'--data={args.data}: want the recordings of '
+                     f'docs/study.md, or --soundscapes; got no '
+                     f'{", ".join(missing)}')
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      description=__doc__, allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--workdir', default=design.FOLDER, metavar='DIR')
+  parser.add_argument('--data', default=design.RECORDINGS, metavar='DIR',
+                      help=f'default: {design.RECORDINGS}')
+  parser.add_argument('--soundscapes', action='store_true',
+                      help='procedural sounds instead of --data')
+  parser.add_argument('--seeds', metavar='N', help='seeds 1 to N (default: 5)')
+  parser.add_argument('--quick', action='store_true', help='a hundredth of '
+                      'the updates, a tenth of the test clips, 2 seeds')
+  parser.add_argument('--only', type=lambda text: text.split(','),
+                      metavar='PART,...', help='stage1, arms, finetune-TASK')
+  parser.add_argument('--jobs', type=int, default=1, metavar='N',
+                      help='runs at a time (default: 1)')
+  parser.add_argument('--devices', metavar='0,1,...',
+                      help='one for each of the N (default: those found)')
+  return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
