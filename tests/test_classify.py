@@ -363,7 +363,7 @@ def test_clips_of_a_second_and_of_two_minutes(frames):
   objective = classify.Classify(
       vit=model.Vit(width=16, depth=1, heads=2, dtype='float32')
   )
-  params = objective.init(jax.random.key(0), (64, 16), 3)
+  params = jax.jit(lambda: objective.init(jax.random.key(0), (64, 16), 3))()
   mel_1xTxF = jnp.zeros((1, frames, 16))
   logits = jax.jit(objective.logits)
   before = logits(params, mel_1xTxF)
