@@ -31,6 +31,8 @@ GRADIENT_TOLERANCE = 1e-5  # of each tensor's norm
 LOGITS = np.float32([[2, -1, 0], [0, 1, 3], [-2, 0, 1], [1, 1, -3]])
 LABELS = np.float32([[1, 0, 0], [0, 0.3, 0.7], [1, 1, 0], [0, 0, 0]])
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def examples(label_BxC=LABELS, *, has_mixup=False):
   clips = len(label_BxC)

@@ -30,6 +30,8 @@ LOST_S = 30  # until the other process has to have ended
 # Processes that are lost are so by a shorter time: ten pulses, as ever.
 HASTE = 2.5
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

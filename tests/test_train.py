@@ -30,6 +30,8 @@ LOSS_TOLERANCE = 1e-5  # relative
 PARAMETER_TOLERANCE = 2e-5  # absolute, after 20 updates of at most 1e-3
 STEPS = 20
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def feed_of(config, mesh):
   return data.Feed(
