@@ -2,12 +2,13 @@
 
   python -m tests.child WORKDIR [--steps=N] [--folder=DIR] [--file_limit=BYTES]
       [--workers=N] [--patience=SECONDS] [--stuck=CLIP] [--slow=SECONDS]
-      [--coordinator=HOST:PORT --processes=N --process=I]
+      [--haste=FACTOR] [--coordinator=HOST:PORT --processes=N --process=I]
 
 Exit status as of sslam_jax.main.
 """
 
 import argparse
+import importlib
 import os
 import pathlib
 import resource
@@ -73,6 +74,23 @@ def trouble_of(options):
   return trouble | ({'slow_s': options.slow} if options.slow else {})
 
 
+def import_without_torch(name):
+  """Imports what would import PyTorch if it is there, which takes seconds."""
+  sys.modules['torch'] = None
+  importlib.import_module(name)
+  del sys.modules['torch']
+
+
+def hasten(factor):
+  """Other processes are watched, and waited for at the end, at that pace."""
+  from sslam_jax import processes
+  from sslam_jax import watch
+  for module, name in ((watch, '_PULSE_S'), (watch, '_LOOK_S'),
+                       (watch, '_SURE_S'), (watch, '_SILENT_S'),
+                       (processes, '_GRACE_S')):
+    setattr(module, name, getattr(module, name) / factor)
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('workdir')
@@ -83,8 +101,11 @@ def main():
   parser.add_argument('--patience', type=float, default=600.0)
   parser.add_argument('--stuck', type=int)
   parser.add_argument('--slow', type=float)
+  parser.add_argument('--haste', type=float, default=1.0)
   options, others = parser.parse_known_args()
+  import_without_torch('tensorboardX')
   from sslam_jax import main as main_lib
+  hasten(options.haste)
   if options.file_limit is not None:
     limit = (options.file_limit, options.file_limit)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)

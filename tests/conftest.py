@@ -4,6 +4,7 @@ Environment variables, so that the processes tests start have the same; those
 that run the tests (pytest-xdist) have them from the one that started them.
 """
 
+import copy
 import os
 import tempfile
 
@@ -36,6 +37,38 @@ def pytest_collection_modifyitems(items):
     return _LONG.index(name) if name in _LONG else len(_LONG)
 
   items.sort(key=rank)  # stable
+
+
+# What a step does not depend on. (Arrays of another shape are compiled anew.)
+_APART = ('workdir', 'data', 'init_from', 'keep', 'guard', 'log_every',
+          'pictures_every', 'evals', 'patience_s')
+
+
+@pytest.fixture(scope='module')
+def shared_steps():
+  """Runs of a file share what is traced and compiled, where they are alike."""
+  from sslam_jax import data
+  from sslam_jax import train
+  steps, views = {}, {}
+  compile_step, compile_views = train.compile_step, data.compile_views
+
+  def step(config, mesh):
+    fields = {k: v for k, v in vars(config).items() if k not in _APART}
+    key = repr(fields), mesh
+    if key not in steps:
+      steps[key] = compile_step(copy.deepcopy(config), mesh)
+    return steps[key]
+
+  def views_of(config, patch, mesh):
+    key = repr((config.views, config.mel)), patch, mesh
+    if key not in views:
+      views[key] = compile_views(copy.deepcopy(config), patch, mesh)
+    return views[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'compile_step', step)
+    patch.setattr(data, 'compile_views', views_of)
+    yield
 
 
 def pytest_addoption(parser):

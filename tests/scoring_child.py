@@ -20,6 +20,8 @@ def main():
   parser.add_argument('--processes', type=int)
   parser.add_argument('--process', type=int)
   options = parser.parse_args()
+  from tests import child
+  child.import_without_torch('tensorboardX')
   from sslam_jax import processes
   processes.join(options.coordinator, options.processes, options.process)
   from sslam_jax import classify

@@ -31,6 +31,8 @@ GRADIENT_TOLERANCE = 1e-5  # of each tensor's norm
 LOGITS = np.float32([[2, -1, 0], [0, 1, 3], [-2, 0, 1], [1, 1, -3]])
 LABELS = np.float32([[1, 0, 0], [0, 0.3, 0.7], [1, 1, 0], [0, 0, 0]])
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def examples(label_BxC=LABELS, *, has_mixup=False):
   clips = len(label_BxC)
@@ -363,7 +365,7 @@ def test_clips_of_a_second_and_of_two_minutes(frames):
   objective = classify.Classify(
       vit=model.Vit(width=16, depth=1, heads=2, dtype='float32')
   )
-  params = objective.init(jax.random.key(0), (64, 16), 3)
+  params = jax.jit(lambda: objective.init(jax.random.key(0), (64, 16), 3))()
   mel_1xTxF = jnp.zeros((1, frames, 16))
   logits = jax.jit(objective.logits)
   before = logits(params, mel_1xTxF)

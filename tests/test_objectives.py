@@ -44,9 +44,9 @@ def example():
       views_lib.mixture_of(mel, {'column': column}, plan, audio.LogMel(), 16),
   )
   objective = objective_of()
-  params = objective.init(jax.random.key(1), mel.shape[1:])
-  teacher = objective.init(jax.random.key(2), mel.shape[1:])['encoder']
-  return views, params, teacher
+  init = jax.jit(lambda key: objective.init(key, mel.shape[1:]))
+  params, other = init(jax.random.key(1)), init(jax.random.key(2))
+  return views, params, other['encoder']
 
 
 @functools.cache

@@ -22,6 +22,8 @@ TEST = 'soundscapes=16,length=2,seed=4'
 SECONDS = 2.0  # two windows
 STEPS, EVERY = 3, 2
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def config_of(workdir):
   parts = {'train': catalogue.source(TRAIN), 'test': catalogue.source(TEST),

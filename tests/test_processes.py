@@ -26,7 +26,11 @@ from tests import tiny
 
 LOSS_TOLERANCE = 1e-5  # relative: sums are taken in another order
 STEPS, COMPARED = 2000, 6
-LOST_S = 60  # until the other process has to have ended
+LOST_S = 30  # until the other process has to have ended
+# Processes that are lost are so by a shorter time: ten pulses, as ever.
+HASTE = 2.5
+
+pytestmark = pytest.mark.usefixtures('shared_steps')
 
 
 @pytest.fixture(scope='module')
@@ -56,14 +60,19 @@ def wait_for_steps(workdir, jobs, count):
   raise AssertionError(child.ends_of(jobs))
 
 
+def start_two(workdir, folder, *args):
+  return child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}',
+                         f'--haste={HASTE}', *args)
+
+
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory, folder):
   """Two processes, stopped by a signal to the second after a few steps."""
   workdir = tmp_path_factory.mktemp('pair')
-  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  jobs = start_two(workdir, folder)
   wait_for_steps(workdir, jobs, COMPARED)
   jobs[1].send_signal(signal.SIGTERM)
-  return workdir, *child.ends_of(jobs, LOST_S)
+  return workdir, *child.ends_of(jobs, 2 * LOST_S)
 
 
 def test_signal_to_one_process_saves_both_at_the_same_step(pair):
@@ -118,12 +127,10 @@ def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder, monkeypatch):
 
 def test_lost_process_ends_the_other_with_a_message(pair, folder):
   workdir = pair[0]
-  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}')
+  jobs = start_two(workdir, folder)
   wait_for_steps(workdir, jobs, 2)
-  began = time.monotonic()
   jobs[1].kill()
   errors = jobs[0].communicate(timeout=LOST_S)[1]
-  assert time.monotonic() - began < LOST_S
   assert jobs[0].returncode == watch.LOST, errors
   assert f'process 1 on {processes.host()}: has been silent for' in errors
   assert 'start the job again, it goes on from its last checkpoint' in errors
@@ -133,23 +140,21 @@ def test_lost_process_ends_the_other_with_a_message(pair, folder):
 def test_slow_process_shows_in_the_metrics_and_stopped_it_is_named(
     tmp_path, folder
 ):
-  jobs = child.start_two(tmp_path, f'--steps={STEPS}', f'--folder={folder}',
-                         '--slow=0.6')
+  jobs = start_two(tmp_path, folder, '--slow=0.4')
   wait_for_steps(tmp_path, jobs, COMPARED)
   jobs[1].send_signal(signal.SIGSTOP)
-  began = time.monotonic()
   errors = jobs[0].communicate(timeout=LOST_S)[1]
-  assert time.monotonic() - began < LOST_S / 2 + processes._GRACE_S
   assert jobs[0].returncode == watch.LOST, errors
-  assert (f'stopped: process 1 on {processes.host()}: has been silent for 20 s'
-          in errors)
+  silent_s = watch._SILENT_S / HASTE
+  assert (f'stopped: process 1 on {processes.host()}: has been silent for '
+          f'{silent_s:.0f} s' in errors)
   assert 'silent' in (tmp_path / 'log.txt').read_text()
   jobs[1].kill()
   jobs[1].communicate()
   # What was read ahead while the first step was compiled is used up by then.
   for line in report.read_metrics(str(tmp_path))[COMPARED - 2 : COMPARED]:
     assert line['slowest'] == 1
-    # 2.4 s for its four clips of a batch. The other waits for its device.
+    # 1.6 s for its four clips of a batch. The other waits for its device.
     assert line['data_wait_max'] > 0.25
     assert line['data_wait'] < 0.75 * line['data_wait_max']
     assert 0 < line['host_work'] <= line['host_work_max'] < 0.2
@@ -162,8 +167,8 @@ def test_hung_worker_of_one_process_ends_both_with_its_clip(tmp_path, folder):
   # seconds to start a worker process, for which it has patience too.
   stuck = sampling.order(source, 1)[3 * tiny.BATCH + 5]
   os.mkfifo(f'{workdir}.fifo')
-  jobs = child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}',
-                         f'--stuck={stuck}', '--patience=15', '--workers=1')
+  jobs = start_two(workdir, folder, f'--stuck={stuck}', '--patience=15',
+                   '--workers=1')
   status, (first, second) = child.ends_of(jobs)
   assert status == [watch.LOST] * 2, (first, second)
   told = (rf'step 4: no data: process 1 on {processes.host()} waited 15 s for '

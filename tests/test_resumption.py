@@ -23,6 +23,8 @@ from tests import tiny
 STEPS = 30
 LOSS_TOLERANCE = 1e-5  # relative, across numbers of devices
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def metrics_of(workdir):
   return [{k: v for k, v in line.items() if k not in tiny.TIMES}

@@ -46,6 +46,8 @@ def sweep(arg=''):
 """
 _LAST = 'log_every=2,seed=7'
 
+pytestmark = pytest.mark.usefixtures('shared_steps')
+
 
 def write_sweep(folder, *points):
   """A configuration file of such a sweep; what runs it."""

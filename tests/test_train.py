@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import pytest
 import soundfile
-from jax.sharding import PartitionSpec
 
 from sslam_jax import checkpoint
 from sslam_jax import data
@@ -23,7 +22,6 @@ from sslam_jax import report
 from sslam_jax import run_folder
 from sslam_jax import sources
 from sslam_jax import train
-from sslam_jax import views as views_lib
 from tests import tiny
 
 # Sums over devices are taken in another order than over one.
@@ -31,6 +29,8 @@ GRADIENT_TOLERANCE = 1e-5  # of each tensor's norm
 LOSS_TOLERANCE = 1e-5  # relative
 PARAMETER_TOLERANCE = 2e-5  # absolute, after 20 updates of at most 1e-3
 STEPS = 20
+
+pytestmark = pytest.mark.usefixtures('shared_steps')
 
 
 def feed_of(config, mesh):
@@ -42,7 +42,8 @@ def feed_of(config, mesh):
 
 @functools.cache
 def twenty_steps(devices, accumulate, shard_optimizer=False):
-  """Metrics of every step, the last state, and bytes of moments by device."""
+  """Metrics of every step, the last state, bytes of moments by device; and
+  the gradients of the first step."""
   config = tiny.stage2('unused', steps=STEPS, devices=devices,
                        accumulate=accumulate, shard_optimizer=shard_optimizer)
   mesh = train.make_mesh(config)
@@ -53,6 +54,8 @@ def twenty_steps(devices, accumulate, shard_optimizer=False):
     views = next(feed).views
     state, metrics = step_fn(state, views)
     history.append(jax.device_get(metrics))
+    if len(history) == 1:
+      grads = first_gradients(state, history[0]['grad_norm'], config.optim)
   feed.close()
   places = train.shardings(state, config, mesh)
   assert all(x.sharding.is_equivalent_to(place, x.ndim) for x, place in
@@ -64,25 +67,18 @@ def twenty_steps(devices, accumulate, shard_optimizer=False):
   ]
   return history, jax.device_get(
       dataclasses.replace(state, rng=jax.random.key_data(state.rng))
-  ), held
+  ), held, grads
 
 
-@functools.cache
-def first_gradients(devices, accumulate):
-  """The gradients themselves: Adam hides a wrong factor."""
-  config = tiny.stage2('unused', devices=devices, accumulate=accumulate)
-  mesh = train.make_mesh(config)
-  state, feed = train.create_state(config, mesh), feed_of(config, mesh)
-  views = next(feed).views
-  feed.close()
-  function = functools.partial(train.gradients, objective=config.objective,
-                               accumulate=accumulate)
-  spread = jax.shard_map(
-      function, mesh=mesh,
-      in_specs=(PartitionSpec(), PartitionSpec(views_lib.AXIS)),
-      out_specs=PartitionSpec(),
-  )
-  return jax.device_get(jax.jit(spread)(state, views))
+def first_gradients(state, norm, config):
+  """Those of the first update, of which Adam's mean holds a part, unclipped.
+
+  The gradients themselves: Adam hides a wrong factor.
+  """
+  adam = next(x for x in jax.tree.leaves(
+      state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x, 'mu'))
+  scale = max(1, norm / config.clip_norm) / (1 - config.beta1)
+  return jax.tree.map(lambda x: scale * np.asarray(x), adam.mu)
 
 
 def assert_close_gradients(ours, theirs):
@@ -95,11 +91,11 @@ def assert_close_gradients(ours, theirs):
 
 @pytest.mark.parametrize(('devices', 'accumulate'), [(4, 1), (2, 2), (1, 4)])
 def test_gradients_do_not_depend_on_how_the_batch_is_cut(devices, accumulate):
-  gradients, metrics = first_gradients(devices, accumulate)
-  expected, expected_metrics = first_gradients(1, 1)
+  history, *_, gradients = twenty_steps(devices, accumulate)
+  expected_history, *_, expected = twenty_steps(1, 1)
   assert_close_gradients(gradients, expected)
-  for name, value in expected_metrics.items():
-    np.testing.assert_allclose(metrics[name], value, rtol=LOSS_TOLERANCE,
+  for name, value in expected_history[0].items():
+    np.testing.assert_allclose(history[0][name], value, rtol=LOSS_TOLERANCE,
                                err_msg=name)
 
 
@@ -107,8 +103,8 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut(devices, accumulate):
                          [(4, 1, False), (2, 2, False), (4, 1, True)])
 def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
                                                   shard_optimizer):
-  history, state, held = twenty_steps(devices, accumulate, shard_optimizer)
-  expected_history, expected, (whole,) = twenty_steps(1, 1)
+  history, state, held, _ = twenty_steps(devices, accumulate, shard_optimizer)
+  expected_history, expected, (whole,), _ = twenty_steps(1, 1)
   # What no 4 devices divide are two counters.
   assert held == [(whole - 8) // 4 + 8 if shard_optimizer else whole] * devices
   for metrics, expected_metrics in zip(history, expected_history):
@@ -122,7 +118,7 @@ def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
 
 
 def test_losses_fall_and_the_teacher_follows():
-  history, state, _ = twenty_steps(1, 1)
+  history, state, *_ = twenty_steps(1, 1)
   assert history[-1]['local_clean'] < 0.97 * history[0]['local_clean']
   assert state.step == STEPS
   distance = optax.tree.norm(jax.tree.map(
