@@ -34,7 +34,7 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
