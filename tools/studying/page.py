@@ -52,6 +52,11 @@ def _head(workdir: pathlib.Path) -> Iterator[str]:
   yield (f'Written from the run folders in `{workdir}` by `tools/study.py '
          f'--page`; the [study](../study.md) says what they are. Not to be '
          f'edited.')
+  yield ''
+  yield ('Means are ± standard deviation over n seeds. Arms are compared with '
+         'MB-UA seed by seed; the interval is Student\'s t of the differences. '
+         'It is of seeds alone: of the same stage 1 and the same test clips. '
+         'Where nothing differs, one interval in 20 is beyond 0.')
 
 
 def _model(workdir: pathlib.Path, runs: Runs) -> Iterator[str]:
@@ -162,7 +167,7 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
   if not columns:
     yield from ('', 'Nothing is done yet.')
     return
-  yield from ('', 'Mean ± standard deviation over n seeds.', '')
+  yield ''
   yield _row('', 'n', *map(_title, columns))
   yield _rule(len(columns) + 2)
   for label in (label for label in _ROWS if label in scores):
@@ -180,9 +185,6 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
       if values := comparing.paired(scores, label, column):
         yield _row(_ROWS[label], _title(column),
                         *_difference(comparing.difference(values)))
-  yield from ('', 'The interval is Student\'s t of the differences. It is of '
-              'seeds alone: of the same stage 1 and the same test clips. Where '
-              'nothing differs, one in 20 is beyond 0.')
 
 
 def _difference(found: comparing.Difference) -> list[str]:

@@ -16,7 +16,7 @@ from tools.sweeping import standing
 
 FINETUNE = 'finetune-'  # before the name of a task
 MAP, ACCURACY = 'map', 'accuracy'
-MIXED = f'{MAP}_2-4'  # mean of the mAP of clips with 2, 3 and 4 sources
+MIXED = f'{MAP}_mixed'  # mean of the mAP of clips with 2, 3 and 4 sources
 _OF_MIXED = tuple(f'{MAP}_{count}' for count in (2, 3, 4))
 _PROBED = re.compile(
     rf'(.+?)_({"|".join(design.FEATURES)})_({MAP}(?:_\d)?|{ACCURACY})'
