@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import yaml
 
+from sslam_jax import checkpoint
+from sslam_jax import evaluate
 from sslam_jax import report
 from sslam_jax import run_folder
 from sslam_jax import train
@@ -456,3 +459,44 @@ def test_a_process_that_was_killed_is_told_of(tmp_path):
 def test_half_a_line_of_metrics_is_left_out(tmp_path):
   (tmp_path / report.METRICS).write_text('{"step": 1}\n{"step": 2}\n{"ste')
   assert report.read_metrics(str(tmp_path)) == [{'step': 1}, {'step': 2}]
+
+
+def test_points_that_start_from_runs_of_their_seeds_are_one_setting(tmp_path):
+  starts = [{'name': 'a', 'seed': seed,
+             'init_from': f'{tmp_path}/points/b,seed={seed}'}
+            for seed in (1, 12)]
+  spec, _ = write_sweep(tmp_path, *starts)
+  points = points_lib.load(spec.removeprefix('--config='), tmp_path)
+  assert [point.name for point in points] == ['a,seed=1', 'a,seed=12']
+  assert points[1].config.init_from == starts[1]['init_from']
+  starts[1]['init_from'] = starts[0]['init_from']  # of another seed
+  write_sweep(tmp_path, *starts)
+  with pytest.raises(ValueError, match='a,seed=12: want the settings of a,'):
+    points_lib.load(spec.removeprefix('--config='), tmp_path)
+
+
+def test_only_some_points_are_chosen(tmp_path, capsys):
+  points = [point('a', 1), point('a', 2), point('b', 1)]
+
+  def names(patterns):
+    return [each.name for each in points_lib.chosen(points, patterns)]
+
+  assert names(None) == ['a,seed=1', 'a,seed=2', 'b,seed=1']
+  assert names(['b,*', 'a,seed=2']) == ['a,seed=2', 'b,seed=1']
+  command = write_sweep(tmp_path, {'optim.peak_lr': 0.5})
+  assert sweep.main([*command, '--only=c*']) == 2
+  assert ('--only=c*: want a name or a pattern of some, such as peak_lr=0.5'
+          in capsys.readouterr().err)
+
+
+def test_a_run_is_finished_when_each_evaluation_has_found_something(tmp_path):
+  source = tiny.stage1('x').data.source
+  parts = {'train': source, 'test': source}
+  config = tiny.stage1(tmp_path, evals=tuple(
+      evaluate.Probe(name=name, **parts) for name in ('a', 'a_b')))
+  checkpoint.save_weights(tmp_path, 6, {'x': np.zeros(1)}, None)
+  each = points_lib.Point(name='n', label='n', settings={}, config=config)
+  rows = [{'step': 6, 'loss': 1.0}, {'step': 6, 'a_b_map': 1.0}]
+  assert not standing.is_finished(each, rows)
+  assert not standing.is_finished(each, [*rows, {'step': 3, 'a_map': 1.0}])
+  assert standing.is_finished(each, [*rows, {'step': 6, 'a_map': 1.0}])

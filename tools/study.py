@@ -7,14 +7,20 @@ Stage 1 once; from it every arm of Table 2 with every seed; then all of them
 fine-tuned on each task. Each part is a sweep (docs/sweeps.md) of a file in
 configs/study, in a folder of --workdir. The same command goes on where it
 stopped, skips what is finished and tries again what failed. What another run
-has to come before, and has not, is left out and told.
+has to come before, and has not, is left out and told. In the end the results
+are written to DIR/page, or to that of --page=DIR alone, at any time.
+
 Exit status: 0 all is done, 1 some runs failed or were left out, 2 something in
 the command or a folder cannot work, 3 stopped: the same command goes on.
 """
 
 import argparse
+import datetime
+import json
 import os
 import pathlib
+import shlex
+import subprocess
 import sys
 
 # For a checkout that is not installed.
@@ -26,24 +32,31 @@ from configs.study import design
 from sslam_jax import checkpoint
 from sslam_jax import run_folder
 from tools import sweep
+from tools.studying import page
+from tools.studying import runs as runs_lib
 from tools.sweeping import points as points_lib
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs' / 'study'
-_FINETUNE = 'finetune-'
+_ROOT = pathlib.Path(__file__).parents[1]
+_CONFIGS = _ROOT / 'configs' / 'study'
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _STOPPED = (3, 130)  # exit statuses of a sweep that was told to stop
 
 
 def main(argv: list[str] | None = None) -> int:
-  args = _parse(sys.argv[1:] if argv is None else argv)
+  argv = sys.argv[1:] if argv is None else argv
+  args = _parse(argv)
   # The runs' processes need all of the accelerators' memory.
   jax.config.update('jax_platforms', 'cpu')
   try:
+    if args.page is not None:
+      _write_page(args, args.page)
+      return 0
     specs = _chosen(args)
     _check_recordings(args)
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
+  _note(args.workdir, argv)
   # Points differ in what they start from, not in their programs.
   os.environ.setdefault(_CACHE, os.path.abspath(f'{args.workdir}/compiled'))
   statuses = [0]
@@ -51,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f'{name}: {spec}', flush=True)
     statuses.append(_run(args, name, spec))
     if statuses[-1] in _STOPPED:
-      break
+      return statuses[-1]
+  if (pathlib.Path(args.workdir) / design.STAGE1).exists():
+    _write_page(args, f'{args.workdir}/page')
   return max(statuses)
 
 
@@ -68,13 +83,13 @@ def parts(workdir: str, words: list[str]) -> dict[str, str]:
     return f'{path}:{",".join([*words, *more])}'.rstrip(':')
 
   stage1 = f'{workdir}/{design.STAGE1}/points/{design.STAGE1}'
-  return {
-      design.STAGE1: spec('stage1'),
-      'arms': spec('arms', f'from={stage1}'),
-  } | {
-      f'{_FINETUNE}{task}': spec('finetune', f'task={task}', f'from={workdir}')
-      for task in design.tasks(design.parse(','.join(words)))
-  }
+  found = {design.STAGE1: spec('stage1'),
+           'arms': spec('arms', f'from={stage1}')}
+  for task in design.tasks(design.parse(','.join(words))):
+    found[f'{runs_lib.FINETUNE}{task}'] = spec(
+        'finetune', f'task={task}', f'from={workdir}'
+    )
+  return found
 
 
 def _run(args: argparse.Namespace, name: str, spec: str) -> int:
@@ -94,6 +109,7 @@ def _run(args: argparse.Namespace, name: str, spec: str) -> int:
     return 1
   status = sweep.main([
       f'--config={spec}', f'--workdir={folder}', f'--jobs={args.jobs}',
+      '--no-plots',
       *([] if args.devices is None else [f'--devices={args.devices}']),
       *(f'--only={point}' for point in ready),
   ])
@@ -112,6 +128,34 @@ def _lack(start: str | None) -> str:
   return '' if step == steps else (
       f'{start}: want a finished run, got step {step} of {steps}'
   )
+
+
+def _write_page(args: argparse.Namespace, folder: str) -> None:
+  made = page.write(pathlib.Path(args.workdir), pathlib.Path(folder))
+  print(f'{folder}: {", ".join(made)}')
+
+
+def _note(workdir: str, argv: list[str]) -> None:
+  """Keeps what was run, and by which code, for the page."""
+  line = {'begun': datetime.datetime.now().isoformat(' ', 'minutes'),
+          'commit': _commit(),
+          'command': shlex.join(['python', 'tools/study.py', *argv])}
+  path = pathlib.Path(workdir, page.COMMANDS)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a', encoding='utf-8') as file:
+    file.write(json.dumps(line) + '\n')
+
+
+def _commit() -> str:
+  """Of this checkout; with a + where files are not as committed."""
+  try:
+    said = subprocess.run(
+        ['git', 'describe', '--always', '--dirty=+'], cwd=_ROOT,
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()
+  except OSError:  # no git
+    said = ''
+  return said or 'unknown'
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, str]:
@@ -157,6 +201,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                       help='runs at a time (default: 1)')
   parser.add_argument('--devices', metavar='0,1,...',
                       help='one for each of the N (default: those found)')
+  parser.add_argument('--page', metavar='DIR',
+                      help='only writes results.md and pictures there')
   return parser.parse_args(argv)
 
 

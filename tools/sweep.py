@@ -115,9 +115,9 @@ def _summarise(
   summary_lib.write(workdir, args.config, summary, args.sort)
   print((workdir / summary_lib.MARKDOWN).read_text(encoding='utf-8'), end='')
   drawn = []
-  if pictures.available():
+  if pictures.available() and not args.no_plots:
     drawn = plots.draw_all(workdir, summary)
-  else:
+  elif not args.no_plots:
     print('no plots: want matplotlib, which is not installed '
           '(pip install -r requirements-plot.txt)', file=sys.stderr)
   made = [summary_lib.MARKDOWN, summary_lib.CSV]
@@ -186,6 +186,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
                     metavar='NAME,...', help='default: all of the evaluations, '
                     'or the losses where there are none')
   told.add_argument('--sort', metavar='SCORE', help='the best first')
+  told.add_argument('--no-plots', action='store_true', help='tables alone')
   job = parser.add_argument_group('job files')
   job.add_argument('--gpus', type=int, default=1, help='of each task')
   job.add_argument('--time', help="a task's, for Slurm: HH:MM:SS")

@@ -131,7 +131,7 @@ def pretraining(config: train.Config, pairs: Pairs) -> None:
 
 def mel(pairs: Pairs, frames: int) -> audio.LogMel:
   """The front end, normalised by what tools/audio_stats.py finds."""
-  mean, std = (-6.6, 3.5) if _SCENES in pairs else (-9.4845, 4.5491)
+  mean, std = (-7.6189, 3.3588) if _SCENES in pairs else (-9.4845, 4.5491)
   return audio.LogMel(frames=frames, mean=mean, std=std)
 
 

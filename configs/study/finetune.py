@@ -44,11 +44,13 @@ def sweep(arg: str = '') -> Iterator[sweeping.Point]:
   pairs = design.parse(arg, _TASK, _FROM)
   folder = dict(pairs).get(_FROM, design.FOLDER)
   stage1 = f'{folder}/{design.STAGE1}/points/{design.STAGE1}'
-  starts = [{'name': design.STAGE1, 'init_from': stage1},
-            {'name': design.RANDOM, 'init_from': None}]
+  starts: list[sweeping.Point] = [
+      {'name': design.STAGE1, 'init_from': stage1},
+      {'name': design.RANDOM, 'init_from': None},
+  ]
   for seed in design.seeds(pairs):
-    arms = [{'name': arm, 'init_from':
-             f'{folder}/arms/points/{arm},seed={seed[sweeping.SEED]}'}
+    end = f',{sweeping.part(sweeping.SEED, seed[sweeping.SEED])}'
+    arms = [{'name': arm, 'init_from': f'{folder}/arms/points/{arm}{end}'}
             for arm in design.ARMS]
     yield from sweeping.join([*arms, *starts], [seed])
 

@@ -149,11 +149,11 @@ def find(points: Sequence[Point], word: str) -> Point:
 
 def check(workdir: pathlib.Path, points: Sequence[Point]) -> None:
   """Raises ValueError where the folder holds other points of these names."""
-  recorded = _recorded(workdir)
-  names = {_key(settings): name for name, settings in recorded.items()}
+  before = recorded(workdir)
+  names = {_key(settings): name for name, settings in before.items()}
   for point in points:
     now = _plain(point.settings)
-    was = recorded.get(point.name, now)
+    was = before.get(point.name, now)
     if was != now:
       raise ValueError(f'point {point.name}: {workdir} holds it with the '
                        f'settings {was}, now they are {now}; take another '
@@ -172,13 +172,25 @@ def check(workdir: pathlib.Path, points: Sequence[Point]) -> None:
 
 def record(workdir: pathlib.Path, spec: str, points: Sequence[Point]) -> None:
   """Keeps names and settings for `check`, beside those of before."""
-  recorded = _recorded(workdir)
+  all_points = recorded(workdir)
   for point in points:
-    recorded[point.name] = _plain(point.settings)
+    all_points[point.name] = _plain(point.settings)
   report.write_text(
       workdir / _RECORD,
-      json.dumps({'config': spec, 'points': recorded}, indent=2) + '\n',
+      json.dumps({'config': spec, 'points': all_points}, indent=2) + '\n',
   )
+
+
+def recorded(workdir: pathlib.Path) -> dict[str, Any]:
+  """The settings of all points of a folder, by name, as first run."""
+  path = workdir / _RECORD
+  if not path.exists():
+    return {}
+  try:
+    return dict(json.loads(path.read_text(encoding='utf-8'))['points'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path}: want what an earlier sweep wrote, got '
+                     f'{type(error).__name__}: {error}') from None
 
 
 def _dict(spec: str, point: Any) -> sweeping.Point:
@@ -230,17 +242,6 @@ def _check_different(points: Sequence[Point]) -> None:
     if same is not point:
       raise ValueError(f'points {same.name} and {point.name}: want different '
                        f'settings, got the same run twice')
-
-
-def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
-  path = workdir / _RECORD
-  if not path.exists():
-    return {}
-  try:
-    return dict(json.loads(path.read_text(encoding='utf-8'))['points'])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{path}: want what an earlier sweep wrote, got '
-                     f'{type(error).__name__}: {error}') from None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import signal
 
 from sslam_jax import checkpoint
 from sslam_jax import errors
+from sslam_jax import evaluate
 from sslam_jax import report
 from tools.sweeping import points as points_lib
 from tools.sweeping import scores
@@ -62,8 +63,8 @@ def look(
     state = RUNNING
   elif is_finished(point, rows):
     state = DONE
-  elif (end := _end_path(workdir, point)).exists():
-    status, reason = _read_end(end)
+  elif end := ended(workdir, point.name):
+    status, reason = end
     state = INTERRUPTED if status in _GOES_ON else FAILED
   else:
     exists = pathlib.Path(config.workdir).is_dir()
@@ -82,10 +83,22 @@ def is_finished(
   """Whether its last step is saved and all was evaluated after it."""
   config = point.config
   last = [row for row in rows if row['step'] == config.steps]
-  is_evaluated = not config.evals or any('loss' not in row for row in last)
+  names = {evaluation.name for evaluation in config.evals}
+  is_evaluated = evaluate.measured(
+      (row for row in last if 'loss' not in row), config.evals
+  ) == names
   return bool(last) and is_evaluated and (
       checkpoint.latest_step(config.workdir) == config.steps
   )
+
+
+def ended(workdir: pathlib.Path, name: str) -> tuple[int, str] | None:
+  """Status and reason of a point's last attempt, if it did not end well."""
+  path = _end_path(workdir, name)
+  if not path.exists():
+    return None
+  end = json.loads(path.read_text(encoding='utf-8'))
+  return end['status'], end['reason']
 
 
 def log_path(workdir: pathlib.Path, point: points_lib.Point) -> pathlib.Path:
@@ -95,7 +108,7 @@ def log_path(workdir: pathlib.Path, point: points_lib.Point) -> pathlib.Path:
 
 def forget_end(workdir: pathlib.Path, point: points_lib.Point) -> None:
   """A new attempt begins."""
-  _end_path(workdir, point).unlink(missing_ok=True)
+  _end_path(workdir, point.name).unlink(missing_ok=True)
 
 
 def note_end(
@@ -103,14 +116,14 @@ def note_end(
 ) -> None:
   """Keeps how an attempt ended."""
   end = {'status': status, 'reason': reason}
-  report.write_text(_end_path(workdir, point), json.dumps(end) + '\n')
+  report.write_text(_end_path(workdir, point.name), json.dumps(end) + '\n')
 
 
 def note_lost(
     workdir: pathlib.Path, point: points_lib.Point, status: int
 ) -> None:
   """Keeps how a process ended that could not tell."""
-  if _end_path(workdir, point).exists() or status == 0:
+  if _end_path(workdir, point.name).exists() or status == 0:
     return
   text = log_path(workdir, point).read_text('utf-8', errors='replace')
   lines = text.strip().splitlines() or ['it said nothing']
@@ -141,13 +154,8 @@ def _rows(point: points_lib.Point) -> list[dict[str, float]]:
   return []
 
 
-def _end_path(workdir: pathlib.Path, point: points_lib.Point) -> pathlib.Path:
-  return workdir / 'logs' / f'{point.name}.json'
-
-
-def _read_end(path: pathlib.Path) -> tuple[int, str]:
-  end = json.loads(path.read_text(encoding='utf-8'))
-  return end['status'], end['reason']
+def _end_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  return workdir / 'logs' / f'{name}.json'
 
 
 def newest_scores(rows: list[dict[str, float]]) -> dict[str, float]:
