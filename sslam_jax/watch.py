@@ -224,7 +224,8 @@ class Watch:
           patience_s=self._patience_s, is_sure=self._is_sure,
       )
       if verdict is not None and not self._is_done:
-        self._end_by(verdict, seen[verdict.process].pulse.host)
+        found = seen.get(verdict.process)
+        self._end_by(verdict, found.pulse.host if found else 'an unknown host')
 
   def _end_by(self, verdict: Verdict, host: str) -> NoReturn:
     self._ending.acquire()

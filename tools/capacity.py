@@ -219,10 +219,13 @@ def _points(file: str, report: dict[str, Any]) -> Iterator[Point]:
   if clones is None:
     return
   views['mix'] = (views['mix'] or {}) | {'group': None}  # changes no work
-  rest = json.dumps([objective['vit']['dtype'], config['accumulate']])
+  rest = json.dumps([objective['vit']['dtype'], config['accumulate'],
+                     config.get('shard_optimizer', False)])
   shape = json.dumps([objective, views, config['data']['mel']])
   loop, step = report.get('loop', {}), report.get('step')
-  timed = [row for row in report.get('scaling', ()) if row['step_s']]
+  timed = [row for row in report.get('scaling', ()) if row['step_s'] and (
+      step is None or row['devices'] != step['devices']
+  )]
   for row in [*([step] if step else []), *timed]:
     batch = row['batch'] / row['devices']
     gflop = row.get('gflop_per_clip') or (row.get('device_gflop') or 0) / batch

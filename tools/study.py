@@ -11,7 +11,8 @@ has to come before, and has not, is left out and told. In the end the results
 are written to DIR/page, or to that of --page=DIR alone, at any time.
 
 Exit status: 0 all is done, 1 some runs failed or were left out, 2 something in
-the command or a folder cannot work, 3 stopped: the same command goes on.
+the command or a folder cannot work, 3 stopped, 4 all else ran but a run hung or
+was stopped from outside: after both the same command goes on.
 """
 
 import argparse
@@ -187,8 +188,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
       description=__doc__, allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--workdir', default=design.FOLDER, metavar='DIR')
-  parser.add_argument('--data', default=design.RECORDINGS, metavar='DIR',
+  # The runs keep these paths: with and without a slash they are the same.
+  parser.add_argument('--workdir', type=os.path.normpath,
+                      default=design.FOLDER, metavar='DIR')
+  parser.add_argument('--data', type=os.path.normpath,
+                      default=design.RECORDINGS, metavar='DIR',
                       help=f'default: {design.RECORDINGS}')
   parser.add_argument('--soundscapes', action='store_true',
                       help='procedural sounds instead of --data')

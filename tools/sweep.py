@@ -7,7 +7,8 @@ Each point is a run of its own in DIR/points/NAME, in a process of its own, N at
 a time. The same command skips what is finished, continues what was interrupted
 and tries again what failed. Writes DIR/summary.md, DIR/summary.csv and
 DIR/plots. Exit status: 0 all is done, 1 some points failed, 2 nothing can
-start, 3 stopped: the same command goes on. docs/sweeps.md has all of it.
+start, 3 stopped, 4 a point hung: after both the same command goes on.
+docs/sweeps.md has all of it.
 
   --dry-run           says what the points are, and does nothing
   --summary           summarises what there is so far, and runs nothing
@@ -94,7 +95,7 @@ def _run(
   with run_folder.locked(workdir):
     points_lib.check(workdir, points)  # another job may have been here
     points_lib.record(workdir, args.config, points)
-    standings = running.run_all(
+    standings, is_told = running.run_all(
         workdir, chosen, command=command, places=places,
         board=board.Board(sys.stdout),
     )
@@ -102,7 +103,7 @@ def _run(
         standings.get(point.name) or standing.look(workdir, point)
         for point in points
     ])
-  return running.exit_status(standings)
+  return running.exit_status(standings, is_told)
 
 
 def _summarise(

@@ -42,8 +42,8 @@ def run_all(
     command: Command,
     places: Sequence[dict[str, str]],
     board: Board,
-) -> dict[str, standing.Standing]:
-  """Runs what is not finished; how far all are in the end.
+) -> tuple[dict[str, standing.Standing], bool]:
+  """Runs what is not finished; how far all are then, and if told to stop.
 
   Args:
     workdir: The sweep's folder.
@@ -81,16 +81,24 @@ def run_all(
       for job in jobs:  # by an error here, or a second signal
         job.kill()
   # Those that were not begun are what they were before.
-  return standings | {point.name: standing.look(workdir, point)
-                      for point in waiting}
+  standings |= {point.name: standing.look(workdir, point) for point in waiting}
+  return standings, stop.told
 
 
-def exit_status(standings: dict[str, standing.Standing]) -> int:
-  """0: all are done; 3: the same command goes on; 1: some failed."""
+def exit_status(
+    standings: dict[str, standing.Standing], is_told: bool
+) -> int:
+  """0: all are done; 1: some failed; 3, 4: the same command goes on.
+
+  As of sslam_jax.main 3 is for those who were told to stop, 4 for points that
+  ended unfinished without that.
+  """
   states = {each.state for each in standings.values()}
+  if is_told:
+    return 3
   if states == {standing.DONE}:
     return 0
-  return 1 if states <= {standing.DONE, standing.FAILED} else 3
+  return 1 if states <= {standing.DONE, standing.FAILED} else watch.LOST
 
 
 def run_point(
