@@ -46,9 +46,9 @@ def measure_scaling(
   clips = config.batch // train.make_mesh(config).size
   configs = [dataclasses.replace(config, devices=n, batch=n * clips)
              for n in counts]
-  real = [each for each in configs if each.devices <= jax.device_count()]
-  rows = [_row(each, seconds) for each in real]
-  more = [each for each in configs if each not in real]
+  found = jax.device_count()
+  rows = [_row(each, seconds) for n, each in zip(counts, configs) if n <= found]
+  more = [each for n, each in zip(counts, configs) if n > found]
   return rows + (_virtual_rows(more) if more else [])
 
 
