@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -454,6 +455,12 @@ def test_a_process_that_was_killed_is_told_of(tmp_path):
   standing.forget_end(tmp_path, lost)
   standing.note_lost(tmp_path, lost, -signal.SIGTERM)
   assert standing.look(tmp_path, lost).state == standing.INTERRUPTED
+
+
+def test_a_reason_is_one_line():
+  last = standing.LastError()
+  last.emit(logging.makeLogRecord({'msg': 'stopped:\n  step 3\tx'}))
+  assert last.message == 'stopped: step 3 x'
 
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):

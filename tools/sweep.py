@@ -138,7 +138,6 @@ def _write_jobs(
     args: argparse.Namespace, assignments: list[str], points: Points
 ) -> None:
   workdir = pathlib.Path(args.workdir)
-  # A job starts in this checkout, wherever it was written.
   job = jobs.Job(
       workdir=workdir, count=len(points),
       arguments=_arguments(args, assignments), at_once=args.jobs,
