@@ -20,6 +20,7 @@ from sslam_jax import checkpoint
 from sslam_jax import evaluate
 from sslam_jax import report
 from sslam_jax import run_folder
+from sslam_jax import soundscapes
 from sslam_jax import train
 from tests import tiny
 from tools import sweep
@@ -304,6 +305,34 @@ def test_plots_have_a_line_for_each_setting_of_the_others():
   assert plots.is_logarithmic([1, 30]) and not plots.is_logarithmic([0, 30])
   assert not plots.is_logarithmic([4, 8])
   assert not plots.is_numeric([None, 3]) and not plots.is_numeric([True, 3])
+
+
+def test_lines_are_of_fields_whatever_points_are_called():
+  weight = 'objective.retention_weight'
+  points = [
+      point(f'{name}_{value}', seed, objective__retention_weight=value, **more)
+      for name, more in (('low', {}), ('high', {'optim__peak_lr': 30.0}))
+      for value in (0.1, 1.0) for seed in (1, 2)
+  ]
+  summary = summary_lib.summarise(
+      points, [stand(rows_of(value)) for value in range(8)])
+  assert plots.lines_of(summary, 'test_map', weight, 'retention_weight') == {
+      '': [(0.1, 0), (0.1, 1), (1.0, 2), (1.0, 3)],
+      'peak_lr=30.0': [(0.1, 4), (0.1, 5), (1.0, 6), (1.0, 7)],
+  }
+
+
+def test_lines_have_names_where_fields_do_not_tell_them_apart():
+  points = [
+      point(f'{name},batch={batch}', 1, batch=batch, data__source=source)
+      for name, source in (('few', soundscapes.Soundscapes(clips=12)),
+                           ('many', soundscapes.Soundscapes(clips=24)))
+      for batch in (4, 8)
+  ]
+  summary = summary_lib.summarise(
+      points, [stand(rows_of(value)) for value in range(4)])
+  assert plots.lines_of(summary, 'test_map', 'batch', 'batch') == {
+      'few': [(4, 0), (8, 1)], 'many': [(4, 2), (8, 3)]}
 
 
 def test_a_run_in_the_folder_is_compared_with_what_it_takes_from_its_data(
