@@ -19,6 +19,7 @@ from tests.test_sweep import stop_once_begun
 from tools import study
 from tools import sweep
 from tools.studying import comparing
+from tools.studying import drawing
 from tools.studying import page
 from tools.sweeping import points as points_lib
 from tools.sweeping import standing
@@ -203,7 +204,8 @@ def plant(workdir, part, name, seed, scores=None, **changes):
       evaluate.Probe(name=x, train=source, test=source) for x in names
   ), **changes)
   run_folder.write_config(path, config)
-  rows = [{'step': 3, 'loss': 2.0, 'clips_per_s': 8.0}]
+  loss = 5.0 if scores is None else 2.0
+  rows = [{'step': 3, 'loss': loss, 'clips_per_s': 8.0}]
   if scores is not None:
     rows += [{'step': 6, 'loss': 1.0, 'clips_per_s': 16.0},
              {'step': 6, **scores}]
@@ -263,9 +265,22 @@ def rows_of(text, start):
           for line in text.splitlines() if line.startswith(f'| {start} |')]
 
 
-def test_page_has_means_paired_differences_and_what_is_missing(planted):
+def test_page_has_means_paired_differences_and_what_is_missing(
+    planted, monkeypatch
+):
+  panels, drawn = drawing._panels, []
+  monkeypatch.setattr(
+      drawing, '_panels', lambda count: drawn.append(panels(count)) or drawn[-1]
+  )
   assert page.write(planted, planted.parent / 'page') == [
       'results.md', 'arms.png', 'linear.png', 'finetune.png']
+  (losses, *_), (linear_axis, *_) = (axes for _, axes in drawn[:2])
+  curves = {line.get_label(): line.get_ydata() for line in losses.lines}
+  assert list(curves['mb_pma']) == [2.0, 1.0]  # of the run that is done
+  bars = {each.get_label(): each.lines[2][0].get_segments()
+          for each in linear_axis.containers}
+  assert [len(bar) for bar in bars['mb_pma']] == [0]  # one seed
+  assert [len(bar) for bar in bars['sslam']] == [2]
   text = (planted.parent / 'page' / 'results.md').read_text()
   linear, tuned = text.split('## Fine-tuning')
   rows, rows_std = linear.split('### Features `rows+rows_std`')

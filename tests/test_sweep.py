@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -19,6 +20,7 @@ from sslam_jax import checkpoint
 from sslam_jax import evaluate
 from sslam_jax import report
 from sslam_jax import run_folder
+from sslam_jax import soundscapes
 from sslam_jax import train
 from tests import tiny
 from tools import sweep
@@ -305,6 +307,34 @@ def test_plots_have_a_line_for_each_setting_of_the_others():
   assert not plots.is_numeric([None, 3]) and not plots.is_numeric([True, 3])
 
 
+def test_lines_are_of_fields_whatever_points_are_called():
+  weight = 'objective.retention_weight'
+  points = [
+      point(f'{name}_{value}', seed, objective__retention_weight=value, **more)
+      for name, more in (('low', {}), ('high', {'optim__peak_lr': 30.0}))
+      for value in (0.1, 1.0) for seed in (1, 2)
+  ]
+  summary = summary_lib.summarise(
+      points, [stand(rows_of(value)) for value in range(8)])
+  assert plots.lines_of(summary, 'test_map', weight, 'retention_weight') == {
+      '': [(0.1, 0), (0.1, 1), (1.0, 2), (1.0, 3)],
+      'peak_lr=30.0': [(0.1, 4), (0.1, 5), (1.0, 6), (1.0, 7)],
+  }
+
+
+def test_lines_have_names_where_fields_do_not_tell_them_apart():
+  points = [
+      point(f'{name},batch={batch}', 1, batch=batch, data__source=source)
+      for name, source in (('few', soundscapes.Soundscapes(clips=12)),
+                           ('many', soundscapes.Soundscapes(clips=24)))
+      for batch in (4, 8)
+  ]
+  summary = summary_lib.summarise(
+      points, [stand(rows_of(value)) for value in range(4)])
+  assert plots.lines_of(summary, 'test_map', 'batch', 'batch') == {
+      'few': [(4, 0), (8, 1)], 'many': [(4, 2), (8, 3)]}
+
+
 def test_a_run_in_the_folder_is_compared_with_what_it_takes_from_its_data(
     tmp_path
 ):
@@ -392,17 +422,21 @@ def test_slurm_task_runs_its_point(tmp_path, monkeypatch, capsys):
   environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}',
                  'SLURM_ARRAY_TASK_ID': '2', 'SLURM_ARRAY_JOB_ID': '70'}
 
-  def run(ends):
-    return subprocess.run(['bash', path], env={**environment, 'ENDS': ends},
-                          capture_output=True, text=True, check=False)
+  def run(ends, restarts='49'):
+    return subprocess.run(
+        ['bash', path], capture_output=True, text=True, check=False,
+        env={**environment, 'ENDS': ends, 'SLURM_RESTART_COUNT': restarts})
 
   assert run('1').returncode == 1
   assert run('3').stdout.splitlines()[-1] == 'scontrol requeue 70_2'
+  lost = run('137', '50')
+  assert lost.returncode == 137 and 'scontrol' not in lost.stdout
   words = run('0').stdout.splitlines()
   assert words[2] == sys.executable
   assert words[3] == str(_ROOT / 'tools' / 'sweep.py')
   args, assignments = sweep._parse(words[4:])
-  assert (args.point, args.seeds, assignments) == ('2', [1, 2], ['steps=9'])
+  assert (args.point, args.seeds, assignments) == (
+      'seed=1', [1, 2], ['steps=9'])
 
 
 def test_kubernetes_and_xpk_files_call_each_point(tmp_path):
@@ -416,9 +450,9 @@ def test_kubernetes_and_xpk_files_call_each_point(tmp_path):
   container, = pod['containers']
   assert container['image'] == 'me/it:1'
   assert container['resources']['limits'] == {'nvidia.com/gpu': 1}
-  assert container['command'][2] == (
-      f'exec python tools/sweep.py {" ".join(command)} '
-      f'--point="$JOB_COMPLETION_INDEX"')
+  assert container['command'] == [
+      'bash', '-c', f'points=(peak_lr=0.5 base); exec python tools/sweep.py '
+      f'{" ".join(command)} --point="${{points[$JOB_COMPLETION_INDEX]}}"']
   mount, = container['volumeMounts']
   assert str(tmp_path).startswith(mount['mountPath'] + '/')
   assert job['spec']['podFailurePolicy']['rules'][1]['onExitCodes'][
@@ -435,8 +469,8 @@ def test_kubernetes_and_xpk_files_call_each_point(tmp_path):
   assert [line for line in said if line.startswith('--workload')] == [
       '--workload=all-0', '--workload=all-1']
   assert said.count('--device-type=l4-1') == 2
-  assert f'--command=python tools/sweep.py {" ".join(command)} --point=1' in (
-      said)
+  assert (f'--command=python tools/sweep.py {" ".join(command)} --point=base'
+          in said)
 
 
 def test_a_process_that_was_killed_is_told_of(tmp_path):
@@ -454,6 +488,12 @@ def test_a_process_that_was_killed_is_told_of(tmp_path):
   standing.forget_end(tmp_path, lost)
   standing.note_lost(tmp_path, lost, -signal.SIGTERM)
   assert standing.look(tmp_path, lost).state == standing.INTERRUPTED
+
+
+def test_a_reason_is_one_line():
+  last = standing.LastError()
+  last.emit(logging.makeLogRecord({'msg': 'stopped:\n  step 3\tx'}))
+  assert last.message == 'stopped: step 3 x'
 
 
 def test_half_a_line_of_metrics_is_left_out(tmp_path):
@@ -484,9 +524,35 @@ def test_only_some_points_are_chosen(tmp_path, capsys):
   assert names(None) == ['a,seed=1', 'a,seed=2', 'b,seed=1']
   assert names(['b,*', 'a,seed=2']) == ['a,seed=2', 'b,seed=1']
   command = write_sweep(tmp_path, {'optim.peak_lr': 0.5})
+  for does in ('--summary', '--point=0'):
+    assert sweep.main([*command, '--only=b', does]) == 2
+    assert '--only: want neither --summary' in capsys.readouterr().err
   assert sweep.main([*command, '--only=c*']) == 2
   assert ('--only=c*: want a name or a pattern of some, such as peak_lr=0.5'
           in capsys.readouterr().err)
+
+
+def test_only_those_are_listed_and_written(tmp_path, capsys):
+  command = write_sweep(tmp_path, {'name': 'a'}, {'name': 'b', 'steps': 5})
+  assert sweep.main([*command, '--only=b', '--dry-run']) == 0
+  assert capsys.readouterr().out == '1 b (waiting): steps=5\n'
+  assert sweep.main([*command, '--only=b', '--write=slurm']) == 0
+  text = (tmp_path / 'all' / 'jobs' / 'slurm.sbatch').read_text()
+  assert '\npoints=(b)\n' in text and '--array=0-0\n' in text
+
+
+@pytest.mark.parametrize('wrong', ['--score=acc', '--sort=acc'])
+def test_a_wrong_score_after_a_run_is_a_warning(tmp_path, capsys, wrong):
+  words = ['--config=c.py', f'--workdir={tmp_path}', '--no-plots', wrong]
+  made = summary_of()
+  args, _ = sweep._parse([*words, '--summary'])
+  with pytest.raises(ValueError, match=wrong):
+    sweep._summarise(args, made.points, made.standings)
+  args, _ = sweep._parse(words)
+  sweep._summarise(args, made.points, made.standings)
+  assert f'warning: {wrong}: want ' in capsys.readouterr().err
+  assert '| lr=1 | 2 | 0.3 ' in (tmp_path / 'summary.md').read_text()
+  assert (tmp_path / 'summary.csv').exists()
 
 
 def test_a_run_is_finished_when_each_evaluation_has_found_something(tmp_path):

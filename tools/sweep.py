@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace, assignments: list[str]) -> int:
   workdir = pathlib.Path(args.workdir)
+  if args.only and (args.summary or args.point is not None):
+    raise ValueError('--only: want neither --summary, which tells of all '
+                     'points, nor --point, which is one')
   if args.point is None:
     # The points' processes need all of the accelerators' memory.
     jax.config.update('jax_platforms', 'cpu')
@@ -66,26 +69,27 @@ def _do(args: argparse.Namespace, assignments: list[str]) -> int:
     points_lib.check(workdir, [point])
     return running.run_point(workdir, point, args.parent)
   points_lib.check(workdir, points)
+  chosen = points_lib.chosen(points, args.only)
   if args.dry_run:
-    _list(workdir, points)
+    _list(workdir, points, chosen)
     return 0
   if args.summary:
     standings = [standing.look(workdir, point) for point in points]
     _summarise(args, points, standings)
     return 0
   if args.write is not None:
-    _write_jobs(args, assignments, points)
+    _write_jobs(args, assignments, points, chosen)
     return 0
-  return _run(args, assignments, points)
+  return _run(args, assignments, points, chosen)
 
 
 def _run(
-    args: argparse.Namespace, assignments: list[str], points: Points
+    args: argparse.Namespace, assignments: list[str], points: Points,
+    chosen: Points,
 ) -> int:
   workdir = pathlib.Path(args.workdir)
   environment = dict(os.environ)
   places = devices.places(args.devices, args.jobs or 1, environment)
-  chosen = points_lib.chosen(points, args.only)
 
   def command(point: points_lib.Point) -> list[str]:
     return [sys.executable, os.path.abspath(__file__),
@@ -112,8 +116,17 @@ def _summarise(
     standings: list[standing.Standing],
 ) -> None:
   workdir = pathlib.Path(args.workdir)
-  summary = summary_lib.summarise(points, standings, args.score)
-  summary_lib.write(workdir, args.config, summary, args.sort)
+  try:
+    summary = summary_lib.summarise(points, standings, args.score)
+    summary_lib.write(workdir, args.config, summary, args.sort)
+  except ValueError as error:
+    if args.summary:
+      raise
+    # Scores are not known before a run, and it was not for nothing.
+    print(f'warning: {error}; told without --score and --sort, --summary '
+          f'takes others', file=sys.stderr)
+    summary = summary_lib.summarise(points, standings)
+    summary_lib.write(workdir, args.config, summary, None)
   print((workdir / summary_lib.MARKDOWN).read_text(encoding='utf-8'), end='')
   drawn = []
   if pictures.available() and not args.no_plots:
@@ -127,8 +140,10 @@ def _summarise(
   print(f'{workdir}: {", ".join(made)}')
 
 
-def _list(workdir: pathlib.Path, points: Points) -> None:
+def _list(workdir: pathlib.Path, points: Points, chosen: Points) -> None:
   for number, point in enumerate(points):
+    if point not in chosen:
+      continue
     state = standing.look(workdir, point).state
     settings = ' '.join(f'{field}={value!r}'
                         for field, value in point.settings.items())
@@ -136,12 +151,12 @@ def _list(workdir: pathlib.Path, points: Points) -> None:
 
 
 def _write_jobs(
-    args: argparse.Namespace, assignments: list[str], points: Points
+    args: argparse.Namespace, assignments: list[str], points: Points,
+    chosen: Points,
 ) -> None:
   workdir = pathlib.Path(args.workdir)
-  # A job starts in this checkout, wherever it was written.
   job = jobs.Job(
-      workdir=workdir, count=len(points),
+      workdir=workdir, points=[point.name for point in chosen],
       arguments=_arguments(args, assignments), at_once=args.jobs,
       gpus=args.gpus, time=args.time, partition=args.partition,
       image=args.image,
@@ -149,7 +164,7 @@ def _write_jobs(
   path, start = jobs.write(args.write, job)
   (workdir / 'logs').mkdir(exist_ok=True)  # Slurm makes none
   points_lib.record(workdir, args.config, points)
-  print(f'wrote {path}: {len(points)} points; start it by\n  {start}')
+  print(f'wrote {path}: {len(chosen)} points; start it by\n  {start}')
 
 
 def _arguments(args: argparse.Namespace, assignments: list[str]) -> list[str]:
@@ -175,7 +190,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument('--devices', metavar='0,1,...',
                       help='one for each of the N (default: those found)')
   parser.add_argument('--only', action='append', metavar='NAME|PATTERN',
-                      help='runs these points; may be repeated')
+                      help='these points alone; may be repeated')
   does = parser.add_mutually_exclusive_group()
   does.add_argument('--dry-run', action='store_true')
   does.add_argument('--summary', action='store_true')

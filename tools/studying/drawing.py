@@ -1,5 +1,6 @@
 """Pictures of a study; they want matplotlib."""
 
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,9 @@ def draw_differences(
       told = [comparing.difference(values) for _, values in found]
       if told:
         axis.errorbar([x for x, _ in found], [each.mean for each in told],
-                      [each.spread or 0 for each in told], fmt='o', capsize=3,
+                      # Of one seed there is no interval.
+                      [math.nan if each.spread is None else each.spread
+                       for each in told], fmt='o', capsize=3,
                       color=f'C{number + 1}', label=label)
         axis.legend(fontsize=8)
     axis.axhline(0, color='grey', linewidth=1)

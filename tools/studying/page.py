@@ -215,7 +215,7 @@ def _unfinished(runs: Runs) -> Iterator[str]:
 def _draw(folder: pathlib.Path, runs: Runs) -> list[str]:
   """Names of the pictures for which there is something."""
   folder.mkdir(parents=True, exist_ok=True)
-  arms = [run for run in runs if run.part == _ARMS and run.standing.rows]
+  arms = [run for run in runs if run.part == _ARMS and run.is_done]
   linear = {f'linear, {features}': runs_lib.probed(runs, kind)
             for kind, features in design.FEATURES.items()}
   todo: dict[str, Callable[[pathlib.Path], None]] = {}

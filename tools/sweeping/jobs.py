@@ -1,7 +1,7 @@
 """Job files that run a sweep's points on a cluster, one task for each.
 
-Each task calls `tools/sweep.py --point=NUMBER`. None of the schedulers was
-tried: see docs/sweeps.md.
+Each task calls `tools/sweep.py --point=NAME`: numbers change when points are
+added. None of the schedulers was tried: see docs/sweeps.md.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from sslam_jax import report
 
 KINDS = ('slurm', 'kubernetes', 'xpk')
 _SCRIPT = 'tools/sweep.py'
-_RESTARTS = 50  # of a point, by preemption
+_RESTARTS = 50  # of a point, by preemption or a crash
 _GRACE_S = 120  # to save the step under way
 
 
@@ -27,7 +27,7 @@ class Job:
 
   Attributes:
     workdir: The sweep's folder, where all tasks see it.
-    count: How many points there are.
+    points: Their names, which no shell changes.
     arguments: Of tools/sweep.py, without those that say what to do.
     at_once: Points at a time; None: as many as the cluster lets.
     gpus: Of each task.
@@ -38,7 +38,7 @@ class Job:
   """
 
   workdir: pathlib.Path
-  count: int
+  points: Sequence[str]
   arguments: Sequence[str]
   at_once: int | None
   gpus: int
@@ -55,7 +55,7 @@ class Job:
   def command(
       self, point: str, *, python: str = 'python', script: str = _SCRIPT
   ) -> str:
-    """The shell command of a task; `point` is shell code for its number."""
+    """The shell command of a task; `point` is shell code for its name."""
     return f'{shlex.join([python, script, *self.arguments])} --point={point}'
 
 
@@ -85,7 +85,7 @@ def _slurm(job: Job) -> str:
   limit = '' if job.at_once is None else f'%{job.at_once}'
   options = [
       f'--job-name={job.name}',
-      f'--array=0-{job.count - 1}{limit}',
+      f'--array=0-{len(job.points) - 1}{limit}',
       *([f'--gpus={job.gpus}'] if job.gpus else []),
       *([f'--time={job.time}'] if job.time else []),
       *([f'--partition={job.partition}'] if job.partition else []),
@@ -96,20 +96,23 @@ def _slurm(job: Job) -> str:
   ]
   lines = '\n'.join(f'#SBATCH {option}' for option in options)
   command = job.command(
-      '"$SLURM_ARRAY_TASK_ID"', python=sys.executable,
+      '"${points[$SLURM_ARRAY_TASK_ID]}"', python=sys.executable,
       script=str(pathlib.Path(__file__).parents[2] / _SCRIPT),
   )
   return f'''#!/bin/bash
 {lines}
 
+{_array(job)}
 cd {_here()} || exit 2
 srun --ntasks=1 --kill-on-bad-exit=0 \\
     {command}
 status=$?
 case $status in
   0|1|2) exit $status ;;
-  *) scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" ;;
 esac
+# Such as want of memory would come again for ever.
+[ "${{SLURM_RESTART_COUNT:-0}}" -lt {_RESTARTS} ] || exit $status
+scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 '''
 
 
@@ -117,15 +120,16 @@ def _kubernetes(job: Job) -> str:
   # Such as /data of /data/runs/sweep.
   mount = f'/{job.workdir.parts[1]}'
   # Without exec the shell would get the signal that is to save the run.
-  command = 'exec ' + job.command('"$JOB_COMPLETION_INDEX"')
+  command = (f'{_array(job)}; exec '
+             + job.command('"${points[$JOB_COMPLETION_INDEX]}"'))
   limits = f'{{nvidia.com/gpu: {job.gpus}}}' if job.gpus else '{}'
-  at_once = job.count if job.at_once is None else job.at_once
+  at_once = len(job.points) if job.at_once is None else job.at_once
   return f'''apiVersion: batch/v1
 kind: Job
 metadata: {{name: {json.dumps(job.name)}}}
 spec:
   completionMode: Indexed
-  completions: {job.count}
+  completions: {len(job.points)}
   parallelism: {at_once}
   backoffLimitPerIndex: {_RESTARTS}
   podFailurePolicy:
@@ -139,7 +143,7 @@ spec:
       containers:
       - name: point
         image: {json.dumps(job.image)}
-        command: [sh, -c, {json.dumps(command)}]
+        command: [bash, -c, {json.dumps(command)}]
         resources: {{limits: {limits}}}
         volumeMounts: [{{name: data, mountPath: {json.dumps(mount)}}}]
       volumes:
@@ -154,15 +158,20 @@ def _xpk(job: Job) -> str:
 : "${{DEVICE:?want such as --tpu-type=v5litepod-1 or --device-type=l4-1}}"
 cd {_here()} || exit 2
 ''']
-  for number in range(job.count):
+  for number, point in enumerate(job.points):
     parts.append(f'''
 xpk workload create --cluster="$CLUSTER" --workload={job.name}-{number} \\
     "$DEVICE" --num-slices=1 --base-docker-image={image} \\
     --script-dir=. --max-restarts={_RESTARTS} --restart-on-user-code-failure \\
     --termination-grace-period-seconds={_GRACE_S} \\
-    --command={shlex.quote(job.command(str(number)))}
+    --command={shlex.quote(job.command(point))}
 ''')
   return ''.join(parts)
+
+
+def _array(job: Job) -> str:
+  """The shell code of the points' names, of which a task takes one."""
+  return f'points=({" ".join(job.points)})'
 
 
 def _here() -> str:

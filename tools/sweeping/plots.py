@@ -3,7 +3,7 @@
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslam_jax import sweeping
@@ -48,17 +48,23 @@ def lines_of(
   A point that sets other fields but not this one has no place in it; the one
   that sets none is in the pictures of all fields.
   """
+  short = points_lib.fields(summary.points)
+  placed = [
+      (point, points_lib.value(point, field), _others(point, field, short))
+      for point in summary.done if field in point.fields or not point.fields
+  ]
+  if field == SETTING:
+    placed = [(point, point.label, '') for point in summary.done]
+  # Objects of a class have the same text: their names tell them apart.
+  labels: dict[tuple[str, str], set[str]] = {}
+  for point, x, line in placed:
+    labels.setdefault((line, sweeping.text(x)), set()).add(point.label)
+  alike = {line for (line, _), found in labels.items() if len(found) > 1}
   lines: Lines = {}
-  for point in summary.done:
-    values = summary.of([point], score)
-    if field == SETTING:
-      x, line = point.label, ''
-    elif field in point.fields or not point.fields:
-      x = points_lib.value(point, field)
-      line = _others(point.label, field)
-    else:
-      continue
-    lines.setdefault(line, []).extend((x, value) for value in values)
+  for point, x, line in placed:
+    name = _named(point.label, field) if line in alike else line
+    lines.setdefault(name, []).extend(
+        (x, value) for value in summary.of([point], score))
   if len(lines) > _MOST_LINES:
     return {'': [pair for line in lines.values() for pair in line]}
   return lines
@@ -90,10 +96,18 @@ def is_logarithmic(values: Sequence[float]) -> bool:
   return min(values) > 0 and max(values) / min(values) >= _DECADE
 
 
-def _others(label: str, field: str) -> str:
-  """What a label says of other fields."""
-  parts = [part for part in label.split(',') if part != sweeping.BASE]
-  return ','.join(part for part in parts if not (
+def _others(
+    point: points_lib.Point, field: str, short: Mapping[str, str]
+) -> str:
+  """The settings of a point's other fields."""
+  return ','.join(sweeping.part(name, point.fields[other])
+                  for other, name in short.items()
+                  if other in point.fields and other != field)
+
+
+def _named(label: str, field: str) -> str:
+  """A label without what it says of the field."""
+  return ','.join(part for part in label.split(',') if not (
       '=' in part and f'.{field}'.endswith(f'.{part.partition("=")[0]}')))
 
 

@@ -135,29 +135,6 @@ def note_lost(
   note_end(workdir, point, status, reason)
 
 
-class LastError(logging.Handler):
-  """Remembers the last error that was logged."""
-
-  def __init__(self) -> None:
-    super().__init__(logging.ERROR)
-    self.message = ''
-
-  def emit(self, record: logging.LogRecord) -> None:
-    self.message = record.getMessage()
-    if record.exc_info and record.exc_info[1]:
-      self.message += f': {errors.first_line(record.exc_info[1])}'
-
-
-def _rows(point: points_lib.Point) -> list[dict[str, float]]:
-  with contextlib.suppress(FileNotFoundError):
-    return report.read_metrics(point.config.workdir)
-  return []
-
-
-def _end_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
-  return workdir / 'logs' / f'{name}.json'
-
-
 def newest_scores(rows: list[dict[str, float]]) -> dict[str, float]:
   """What the last evaluation found, or the losses where there is none."""
   found = scores.evaluated(rows)
@@ -171,3 +148,25 @@ def last_loss(rows: list[dict[str, float]]) -> float | None:
   return next((row['loss'] for row in reversed(rows) if 'loss' in row), None)
 
 
+class LastError(logging.Handler):
+  """Remembers the last error that was logged, on one line as tables want."""
+
+  def __init__(self) -> None:
+    super().__init__(logging.ERROR)
+    self.message = ''
+
+  def emit(self, record: logging.LogRecord) -> None:
+    message = record.getMessage()
+    if record.exc_info and record.exc_info[1]:
+      message += f': {errors.first_line(record.exc_info[1])}'
+    self.message = ' '.join(message.split())
+
+
+def _rows(point: points_lib.Point) -> list[dict[str, float]]:
+  with contextlib.suppress(FileNotFoundError):
+    return report.read_metrics(point.config.workdir)
+  return []
+
+
+def _end_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  return workdir / 'logs' / f'{name}.json'
