@@ -173,8 +173,10 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
   for label in (label for label in _ROWS if label in scores):
     seeds = scores[label]
     yield _row(_ROWS[label], str(len(seeds)), *(
-        _mean([values[column] for values in seeds.values() if column in values],
-              len(seeds)) for column in columns))
+        scores_lib.cell(
+            [values[column] for values in seeds.values() if column in values],
+            len(seeds), mean='.4f', spread='.4f',
+        ) for column in columns))
   yield from ('', f'Differences from {_ROWS[comparing.BASELINE]}, seed by '
               f'seed:', '')
   yield _row('arm', 'score', 'n', 'difference', '95 % interval', 'ahead',
@@ -246,15 +248,6 @@ def _title(column: runs_lib.Column) -> str:
     count = 'mean of 2 to 4'
   of = f', {count} source{"s" * (count != "1")}' if count else ''
   return f'{task} {_METRICS[kind]}{of}'
-
-
-def _mean(values: list[float], count: int) -> str:
-  if not values:
-    return ''
-  deviation = scores_lib.deviation(values)
-  spread = '' if deviation is None else f' ± {deviation:.4f}'
-  own = '' if len(values) == count else f' (n = {len(values)})'
-  return f'{statistics.fmean(values):.4f}{spread}{own}'
 
 
 def _row(*cells: str) -> str:

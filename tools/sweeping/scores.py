@@ -44,3 +44,22 @@ def is_better_small(name: str) -> bool:
 def deviation(values: Sequence[float]) -> float | None:
   """Standard deviation of a sample; None of a single value."""
   return statistics.stdev(values) if len(values) > 1 else None
+
+
+def cell(
+    values: Sequence[float],
+    count: int,
+    *,
+    mean: str = '.4g',
+    spread: str = '.2g',
+) -> str:
+  """Mean ± deviation, for a table; its own n where not all of `count` have it.
+
+  `mean` and `spread` say how the two are written.
+  """
+  if not values:
+    return ''
+  sd = deviation(values)
+  deviates = '' if sd is None else f' ± {sd:{spread}}'
+  own = '' if len(values) == count else f' (n = {len(values)})'
+  return f'{statistics.fmean(values):{mean}}{deviates}{own}'

@@ -118,7 +118,8 @@ def markdown(
     yield '|' + '---|' * (2 + len(names))
     for label in _sorted(summary, settings, sort):
       points = settings[label]
-      cells = [_mean(summary.of(points, name), len(points)) for name in names]
+      cells = [scores_lib.cell(summary.of(points, name), len(points))
+               for name in names]
       yield f'| {" | ".join([label, str(len(points)), *cells])} |'
   rest = [(point, each) for point, each in zip(
       summary.points, summary.standings) if each.state != standing.DONE]
@@ -172,13 +173,3 @@ def _sorted(
     return sign * statistics.fmean(values) if values else math.inf
 
   return sorted(settings, key=key)
-
-
-def _mean(values: list[float], count: int) -> str:
-  """A cell; it has its own n where not all points have the score."""
-  if not values:
-    return ''
-  deviation = scores_lib.deviation(values)
-  spread = '' if deviation is None else f' ± {deviation:.2g}'
-  own = '' if len(values) == count else f' (n = {len(values)})'
-  return f'{statistics.fmean(values):.4g}{spread}{own}'
