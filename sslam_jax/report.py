@@ -8,7 +8,6 @@ import sys
 import time
 
 import numpy as np
-import tensorboardX
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
@@ -32,6 +31,8 @@ class Report:
     folder.mkdir(parents=True, exist_ok=True)
     _drop_lines_after(folder / METRICS, start)
     self._lines = (folder / METRICS).open('a', encoding='utf-8')
+    import tensorboardX  # Imports PyTorch where it is: over a second.
+
     self._events = tensorboardX.SummaryWriter(
         str(folder), purge_step=start + 1  # of what a killed run left
     )

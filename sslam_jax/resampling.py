@@ -5,7 +5,6 @@ import math
 import typing
 
 import numpy as np
-from scipy import signal
 
 Resampler = typing.Literal['sinc_hann', 'soxr']
 RESAMPLERS: tuple[str, ...] = typing.get_args(Resampler)
@@ -44,6 +43,8 @@ def resample(
   divisor = math.gcd(rate_hz, target_hz)
   up, down = target_hz // divisor, rate_hz // divisor
   taps, lead = _low_pass(up, down)
+  from scipy import signal  # Takes a second, as above.
+
   return signal.upfirdn(taps, wave_S, up, down)[lead : lead + samples]
 
 

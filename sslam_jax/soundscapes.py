@@ -13,7 +13,6 @@ import math
 import operator
 
 import numpy as np
-from scipy import signal
 
 from sslam_jax import clips as clips_lib
 
@@ -146,7 +145,7 @@ def synthesise(family: str, length_s: float, rate_hz: int, rng: _Rng) -> _Wave:
   span = _Span(round(length_s * rate_hz), rate_hz)
   wave = _FAMILIES[family](span, rng)
   # A single zero tilts the spectrum: every family comes dull and bright.
-  wave = signal.lfilter([1.0, rng.uniform(-0.5, 0.5)], [1.0], wave)
+  wave = _filter([1.0, rng.uniform(-0.5, 0.5)], [1.0], wave)
   wave *= _fade(span, _FADE_IN_S, _FADE_OUT_S)
   width = round(_LOUD_S * rate_hz)
   energy = np.cumsum(wave**2)
@@ -197,7 +196,7 @@ def _event(family: str, scene_s: float, rng: _Rng) -> Event:
 def _background(count: int, rng: _Rng) -> _Wave:
   """Faint noise, from white to nearly brown."""
   pole = rng.uniform(0, 0.98)
-  noise = signal.lfilter([1.0], [1.0, -pole], _noise(count, rng))
+  noise = _filter([1.0], [1.0, -pole], _noise(count, rng))
   return noise / noise.std() * _amplitude(rng.uniform(*_FLOOR_DB))
 
 
@@ -254,7 +253,13 @@ def _resonate(
   radius = math.exp(-1 / (decay_s * rate_hz))
   angle = 2 * np.pi * min(centre_hz / rate_hz, 0.45)
   poles = [1.0, -2 * radius * math.cos(angle), radius**2]
-  return signal.lfilter([math.sin(angle)], poles, wave)
+  return _filter([math.sin(angle)], poles, wave)
+
+
+def _filter(zeros: list[float], poles: list[float], wave: _Wave) -> _Wave:
+  from scipy import signal  # Takes a second, that other data do without.
+
+  return signal.lfilter(zeros, poles, wave)
 
 
 def _partials(pitch_hz: float, slope: float, rate_hz: int) -> np.ndarray:
