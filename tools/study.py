@@ -8,7 +8,12 @@ fine-tuned on each task. Each part is a sweep (docs/sweeps.md) of a file in
 configs/study, in a folder of --workdir. The same command goes on where it
 stopped, skips what is finished and tries again what failed. What another run
 has to come before, and has not, is left out and told. In the end the results
-are written to DIR/page, or to that of --page=DIR alone, at any time.
+are written to DIR/page.
+
+  python tools/study.py [--workdir=runs/study] --page=DIR --model=DIR
+
+At any time: writes only the results there, and the model of SSLAM's first seed
+for transformers, with its card.
 
 Exit status: 0 all is done, 1 some runs failed or were left out, 2 something in
 the command or a folder cannot work, 3 stopped, 4 all else ran but a run hung or
@@ -32,6 +37,7 @@ import jax
 from configs.study import design
 from sslam_jax import checkpoint
 from sslam_jax import run_folder
+from tools import export_torch
 from tools import sweep
 from tools.studying import page
 from tools.studying import runs as runs_lib
@@ -39,6 +45,7 @@ from tools.sweeping import points as points_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIGS = _ROOT / 'configs' / 'study'
+_MODEL = 'arms/points/sslam,seed=1'
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _STOPPED = (3, 130)  # exit statuses of a sweep that was told to stop
 
@@ -51,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
   try:
     if args.page is not None:
       _write_page(args, args.page)
+    if args.model is not None:
+      _write_model(args)
+    if args.page is not None or args.model is not None:
       return 0
     specs = _chosen(args)
     _check_recordings(args)
@@ -136,6 +146,17 @@ def _write_page(args: argparse.Namespace, folder: str) -> None:
   print(f'{folder}: {", ".join(made)}')
 
 
+def _write_model(args: argparse.Namespace) -> None:
+  run = f'{args.workdir}/{_MODEL}'
+  if lack := _lack(run):
+    raise ValueError(f'--model: {lack}')
+  try:
+    export_torch.export(run, 'huggingface', args.model)
+  except ValueError as error:  # of that tool's options
+    raise ValueError(str(error).replace('--out', '--model')) from None
+  print(f'{args.model}: {run}, for transformers')
+
+
 def _note(workdir: str, argv: list[str]) -> None:
   """Keeps what was run, and by which code, for the page."""
   line = {'begun': datetime.datetime.now().isoformat(' ', 'minutes'),
@@ -207,6 +228,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                       help='one for each of the N (default: those found)')
   parser.add_argument('--page', metavar='DIR',
                       help='only writes results.md and pictures there')
+  parser.add_argument('--model', type=pathlib.Path, metavar='DIR',
+                      help='only writes the model there, for transformers')
   return parser.parse_args(argv)
 
 
