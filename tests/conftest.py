@@ -10,14 +10,14 @@ import tempfile
 
 import pytest
 
+from tests import child  # imports nothing of JAX
+
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  # Tiny models: compiling takes far longer than running what is compiled.
-  os.environ['XLA_FLAGS'] = (
-      os.environ.get('XLA_FLAGS', '')
-      + ' --xla_force_host_platform_device_count=4'
-      + ' --xla_backend_optimization_level=0'
-  )
+  os.environ['XLA_FLAGS'] = ' '.join((
+      os.environ.get('XLA_FLAGS', ''), child.XLA_FLAGS,
+      '--xla_force_host_platform_device_count=4',
+  ))
   os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
   # Several tests train the same tiny run: compile it once.
   _CACHE = tempfile.TemporaryDirectory(prefix='sslam_jax_tests_')
