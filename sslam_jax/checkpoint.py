@@ -8,6 +8,7 @@ first two alone.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from sslam_jax import state as state_lib
 _FOLDER = 'checkpoints'
 _UNFINISHED = '.orbax-checkpoint-tmp'
 _PARAMS, _TEACHER, _REST, _DATA = 'params', 'teacher', 'rest', 'data'
+_FOR_EVER_S = 2_000_000  # its milliseconds have to fit 32 bits
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,15 +52,31 @@ class SaveFailed(OSError):
   """A checkpoint could not be written; those before it are as they were."""
 
 
-class Checkpointer:
-  """Saves and restores the states of one run, whose folder is its alone."""
+class SaveHung(Exception):
+  """This process cannot write its part of a checkpoint, for too long."""
 
-  def __init__(self, workdir: str, keep: Keep) -> None:
+
+class Checkpointer:
+  """Saves and restores the states of one run, whose folder is its alone.
+
+  Args:
+    workdir: The run folder.
+    keep: Which steps stay.
+    patience_s: How long writing may take; None: for ever.
+  """
+
+  def __init__(
+      self, workdir: str, keep: Keep, *, patience_s: float | None = None
+  ) -> None:
     folder = self._folder = pathlib.Path(workdir).absolute() / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     self._remove_unfinished()  # of a killed run
+    self._patience_s = patience_s
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep.last, keep_period=keep.forever_every
+        max_to_keep=keep.last, keep_period=keep.forever_every,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=math.ceil(patience_s or _FOR_EVER_S)
+        ),
     )
     self._manager = ocp.CheckpointManager(
         folder, options=options, item_handlers=_handlers()
@@ -71,6 +89,8 @@ class Checkpointer:
 
     Raises:
       SaveFailed: This save or the one before.
+      SaveHung: So did the one before.
+      jax.errors.JaxRuntimeError: It did in another process.
     """
     with self._failing():
       self._manager.save(
@@ -83,7 +103,7 @@ class Checkpointer:
       )
 
   def check(self) -> None:
-    """Raises SaveFailed where the save under way has failed by now."""
+    """Raises, as `save`, where the save under way has failed by now."""
     with self._failing():
       self._manager.check_for_errors()
 
@@ -121,7 +141,7 @@ class Checkpointer:
     return state, restored[_DATA]
 
   def wait(self) -> None:
-    """Waits until everything is written, or raises SaveFailed."""
+    """Waits until everything is written, or raises as `save`."""
     with self._failing():
       self._manager.wait_until_finished()
 
@@ -139,6 +159,12 @@ class Checkpointer:
   def _failing(self) -> Iterator[None]:
     try:
       yield
+    except TimeoutError as error:
+      if isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+        raise error.__cause__ from None  # this process waited for another
+      raise SaveHung(
+          f'{self._folder}: cannot save: {errors.first_line(error)} '
+          f'(patience_s: {self._patience_s})') from error
     except (ValueError, OSError) as error:  # ValueError: TensorStore's
       self._remove_unfinished()
       last = latest_step(str(self._folder.parent))

@@ -50,8 +50,8 @@ def status_of(work: Callable[[], object]) -> int:
   """Does it; the exit status: 0 done, 1 stopped, 2 cannot start.
 
   By Ctrl-C or SIGTERM it is 3: the state is saved, the same command goes on.
-  So it does after 4: data, or another process of the job, hung or was lost;
-  then threads may hang, and `processes.leave` has to end this process.
+  So it does after 4: data, a save or another process of the job hung or was
+  lost; then threads may hang, and `processes.leave` has to end this process.
   """
   try:
     work()

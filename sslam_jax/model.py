@@ -37,7 +37,8 @@ class Vit:
     patch: Edge of the square patches, in frames and mel bins.
     dtype: Compute type; parameters, norms and softmax are float32 anyway.
     remat: Compute whole blocks again in the backward pass: less memory. Without
-      it matrix products are kept, and norms, softmax and GELU computed again.
+      it products with parameters are kept, and all else computed again:
+      attention's scores and softmax, norms, GELU.
   """
 
   width: int = 768
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
     x_RxSxD = _layer_norm('pre_norm')(x_RxSxD).astype(dtype)
     policies = jax.checkpoint_policies
     kept = (policies.nothing_saveable if config.remat
-            else policies.dots_saveable)
+            else policies.dots_with_no_batch_dims_saveable)
     stack = nn.scan(
         nn.remat(Block, prevent_cse=False, policy=kept),
         variable_axes={'params': 0},

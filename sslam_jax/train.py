@@ -118,8 +118,9 @@ class Config:
     log_every: Steps from one line of metrics to the next.
     pictures_every: Steps from one picture to the next; None for none at all.
     evals: What is measured now and then.
-    patience_s: How long a batch is waited for, or one of several processes,
-      before the run ends and names what hangs; None: for ever.
+    patience_s: How long a batch is waited for, a checkpoint to be written, or
+      one of several processes, before the run ends and names what hangs; None:
+      for ever.
   """
 
   workdir: str
@@ -378,7 +379,9 @@ def _train(
       config.workdir, clips=len(config.data.source),
       max_fraction=config.data.max_bad_fraction, writes=is_first,
   )
-  checkpointer = checkpoint.Checkpointer(config.workdir, config.keep)
+  checkpointer = checkpoint.Checkpointer(
+      config.workdir, config.keep, patience_s=config.patience_s
+  )
   skipped = 0
   if checkpoint.latest_step(config.workdir) is not None:
     state, data_state = checkpointer.restore(state)
@@ -403,6 +406,8 @@ def _train(
                    watch, evals)
       try:
         return loop.run(state)
+      except checkpoint.SaveHung as error:
+        watch.end(str(error))
       except (RuntimeError, ValueError) as error:
         # A failed collective raises one or the other.
         is_ours = isinstance(error, TrainingStopped)
@@ -543,8 +548,9 @@ class _Loop:
                f'{step - 1}')
 
   def _interrupt(self, step: int, told: str | None) -> NoReturn:
-    self._watch.close()  # the others do the same, each at its own pace
+    self._watch.at(step, _SAVE)
     self._checkpointer.wait()
+    self._watch.close()  # the others do the same, each at its own pace
     raise Interrupted(f'{told} after step {step}, which is saved: the same '
                       f'command goes on from there')
 

@@ -183,8 +183,8 @@ class Watch:
     self._is_sure = True
     time.sleep(_SURE_S + 2 * _PULSE_S)  # in which `_look` finds the reason
     self._ending.acquire()
-    _end(f'another process of this job ended or cannot be reached '
-         f'({errors.first_line(error)})', LOST)
+    self.end(f'another process of this job ended or cannot be reached '
+             f'({errors.first_line(error)})')
 
   def _pulse(self) -> None:
     board, number, is_last = processes.Board(), 0, False

@@ -55,16 +55,42 @@ def start(workdir, *args, devices=1, module='tests.child', **environment):
   )
 
 
-def start_two(workdir, *args, **options):
+def by_hand(port, index):
+  """Arguments and variables of one of two processes, which are told all."""
+  return [f'--coordinator=localhost:{port}', '--processes=2',
+          f'--process={index}'], {}
+
+
+def as_slurm(port, index):
+  """The same as `srun` sets them for two tasks on one host."""
+  return ['--distributed'], {
+      'SLURM_JOB_ID': '4711', 'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_STEP_NUM_NODES': '1', 'SLURM_NTASKS': '2',
+      'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index),
+      'JAX_COORDINATOR_PORT': str(port),
+  }
+
+
+def as_open_mpi(port, index):
+  """The same as `mpirun -n 2` sets them."""
+  return ['--distributed'], {
+      'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
+      'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(index),
+      'OMPI_COMM_WORLD_LOCAL_RANK': str(index),
+      'JAX_COORDINATOR_PORT': str(port),
+  }
+
+
+def start_two(workdir, *args, launched=by_hand, **options):
   """Starts a job of two processes."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  return [
-      start(workdir, *args, f'--coordinator=localhost:{port}', '--processes=2',
-            f'--process={index}', **options)
-      for index in range(2)
-  ]
+  jobs = []
+  for index in range(2):
+    flags, variables = launched(port, index)
+    jobs.append(start(workdir, *args, *flags, **options, **variables))
+  return jobs
 
 
 def ends_of(jobs, timeout=120):

@@ -1,8 +1,11 @@
 """What is saved comes back, on any devices, and nothing else is accepted."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from sslam_jax import checkpoint
@@ -129,6 +132,36 @@ def test_state_is_saved_as_it_was_though_training_goes_on(tmp_path):
   saver.close()
   loaded = checkpoint.load_params(tmp_path, like=state.params)
   jax.tree.map(np.testing.assert_array_equal, loaded, before)
+
+
+def test_hung_save_ends_by_patience(tmp_path, monkeypatch):
+  let_go = threading.Event()
+
+  async def hang(*_):
+    let_go.wait(60)
+
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', hang)
+  saver = checkpoint.Checkpointer(tmp_path, checkpoint.Keep(every=1),
+                                  patience_s=0.5)
+  saver.save(1, state_on(1), {})
+  with pytest.raises(checkpoint.SaveHung,
+                     match=r'timed out after .* \(patience_s: 0.5\)'):
+    saver.wait()
+  let_go.set()
+  assert checkpoint.latest_step(tmp_path) is None
+
+
+def test_hung_save_of_another_process_is_not_taken_for_ones_own(
+    tmp_path, monkeypatch
+):
+  def wait(self):
+    barrier = jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier')
+    raise TimeoutError('async_write_complete') from barrier
+
+  saver = checkpoint.Checkpointer(tmp_path, checkpoint.Keep(every=1))
+  monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', wait)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='DEADLINE_EXCEEDED'):
+    saver.wait()
 
 
 def test_what_a_killed_run_left_unfinished_is_removed(tmp_path):

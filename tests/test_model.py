@@ -394,12 +394,14 @@ def kept(module, params, *inputs):
 
 
 @pytest.mark.parametrize(('remat', 'wide'), [(False, 1), (True, 0)])
-def test_of_an_mlp_its_first_product_is_kept_at_most(remat, wide):
+def test_of_a_block_no_scores_and_one_wide_product_are_kept(remat, wide):
   vit = model.Vit(width=32, depth=3, heads=2, remat=remat)
   encoder, mel = model.Encoder(vit), draw((2, FRAMES, MEL_BINS))
   params = jax.eval_shape(encoder.init, jax.random.key(0), mel)
   shapes = kept(encoder, params, mel)
   assert shapes.count((3, 2, 1 + PATCHES, 4 * 32)) == wide
+  # Attention's scores, the largest of all where there are many tokens.
+  assert not [x for x in shapes if x[-2:] == (1 + PATCHES, 1 + PATCHES)]
 
 
 def test_of_a_decoder_layer_its_input_and_convolution_are_kept():

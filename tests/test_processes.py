@@ -60,16 +60,19 @@ def wait_for_steps(workdir, jobs, count):
   raise AssertionError(child.ends_of(jobs))
 
 
-def start_two(workdir, folder, *args):
+def start_two(workdir, folder, *args, **options):
   return child.start_two(workdir, f'--steps={STEPS}', f'--folder={folder}',
-                         f'--haste={HASTE}', *args)
+                         f'--haste={HASTE}', *args, **options)
 
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory, folder):
-  """Two processes, stopped by a signal to the second after a few steps."""
+  """Two processes of two devices, as Slurm starts them.
+
+  They are stopped by a signal to the second after a few steps.
+  """
   workdir = tmp_path_factory.mktemp('pair')
-  jobs = start_two(workdir, folder)
+  jobs = start_two(workdir, folder, launched=child.as_slurm, devices=2)
   wait_for_steps(workdir, jobs, COMPARED)
   jobs[1].send_signal(signal.SIGTERM)
   return workdir, *child.ends_of(jobs, 2 * LOST_S)
@@ -84,11 +87,11 @@ def test_signal_to_one_process_saves_both_at_the_same_step(pair):
   assert report.read_metrics(str(workdir))[-1]['step'] == step
 
 
-def test_two_processes_learn_what_one_with_two_devices_does(
+def test_two_processes_learn_what_one_with_their_devices_does(
     pair, tmp_path, folder, monkeypatch
 ):
   config = child.config(tmp_path, STEPS, str(folder))
-  config.devices = 2
+  config.devices = 4
   monkeypatch.setattr(processes.Stop, 'reason', lambda _, step: (
       'SIGTERM' if step == COMPARED else None))
   with pytest.raises(train.Interrupted):
@@ -112,6 +115,7 @@ def test_only_the_first_process_writes(pair):
   assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
   log = (workdir / 'log.txt').read_text()
   assert log.count('starts at step 0') == 1
+  assert log.count('on 4 x cpu') == 1
   assert f'step 1/{STEPS}' in first
   assert f'step 1/{STEPS}' not in second
 
@@ -121,7 +125,7 @@ def test_checkpoint_of_two_processes_goes_on_in_one(pair, folder, monkeypatch):
   monkeypatch.setattr(processes.Stop, 'reason', lambda _, step: 'SIGTERM')
   with pytest.raises(train.Interrupted, match=f'after step {before + 1},'):
     config = child.config(workdir, STEPS, str(folder))
-    config.devices = 2
+    config.devices = 4
     train.run(config)
 
 
@@ -140,7 +144,7 @@ def test_lost_process_ends_the_other_with_a_message(pair, folder):
 def test_slow_process_shows_in_the_metrics_and_stopped_it_is_named(
     tmp_path, folder
 ):
-  jobs = start_two(tmp_path, folder, '--slow=0.4')
+  jobs = start_two(tmp_path, folder, '--slow=0.4', launched=child.as_open_mpi)
   wait_for_steps(tmp_path, jobs, COMPARED)
   jobs[1].send_signal(signal.SIGSTOP)
   errors = jobs[0].communicate(timeout=LOST_S)[1]

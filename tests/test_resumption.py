@@ -266,11 +266,11 @@ def test_hung_reading_thread_ends_the_run_after_saving(tmp_path):
   stuck = sampling.order(config.data.source, 1)[tiny.BATCH]  # in step 2
   os.mkfifo(fifo)
   process = child.start(workdir, f'--steps={STEPS}', f'--stuck={stuck}',
-                        '--patience=2')
+                        '--patience=4')
   _, errors = process.communicate(timeout=120)
   assert process.returncode == watch.LOST, errors
   assert re.search(
-      rf'stopped: step 2: no data: process 0 on \S+ waited 2 s for a batch '
+      rf'stopped: step 2: no data: process 0 on \S+ waited 4 s for a batch '
       rf'\(patience_s\): the run \(pid {process.pid}\) on '
       rf'clip {stuck} of the source for \d+ s; .*start the run again, it goes '
       rf'on after step 1', errors), errors

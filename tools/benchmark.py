@@ -90,8 +90,10 @@ def _report(
     return _compare_commits(options, this, other)
   if other != this:
     return compare(config, main_lib.parse(other), options.seconds)
-  names = [field.name for field in dataclasses.fields(Settings)]
-  return measure(config, Settings(**{n: getattr(options, n) for n in names}))
+  return measure(config, Settings(
+      parts=options.parts, workers=options.workers, batches=options.batches,
+      devices=options.devices, seconds=options.seconds,
+  ))
 
 
 def measure(config: train.Config, settings: Settings) -> dict[str, Any]:

@@ -50,6 +50,10 @@ def project(
           f'the work of this one', file=sys.stderr)
     return []
   is_same = abs(work - 1) < _SAME
+  told = 'published' if is_same else f'scaled, FLOPs x {work:.3g}'
+  dtype = config.objective.vit.dtype
+  if dtype != published.objective.vit.dtype:
+    told += f', in {dtype}'
   clips = published.steps * published.batch
   rows = []
   for devices in _DEVICES:
@@ -63,7 +67,7 @@ def project(
         'hours': hours / devices,
         'scaling': 'measured' if step['devices'] == devices else
                    f'perfect from {step["devices"]}',
-        'work': 'published' if is_same else f'scaled, FLOPs x {work:.3g}',
+        'work': told,
     })
   return rows
 

@@ -30,6 +30,8 @@ _CALLS = 7  # at least; the first, which touches new memory, is left out
 _WARM_STEPS = 2
 _NOISE_STD = 0.1
 _CACHE = 'jax_enable_compilation_cache'
+_PLANNED = tuple(f'program_{part}bytes' for part in (
+    '', 'temp_', 'argument_', 'output_', 'alias_', 'peak_'))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -133,11 +135,21 @@ def measure_step(
     config: train.Config, mesh: Mesh, program: Program, seconds: float
 ) -> dict[str, Any]:
   """Time, arithmetic and memory of an update, from log-mels on."""
-  seconds_all, (_, metrics) = times(updates(config, mesh, program), seconds)
+  dtype, device = config.objective.vit.dtype, mesh.devices.flat[0]
+  update = updates(config, mesh, program)
+  jax.block_until_ready(update())
+  memory = planned_memory(program.step) | {  # before other products are there
+      'device_peak_bytes': machine.device_peak_bytes(device),
+  }
+  # Its rate drifts as the machine's does, and is to be the best there is.
+  before = machine.matmul_rate(dtype, device)
+  seconds_all, (_, metrics) = times(update, seconds)
+  memory['process_peak_bytes'] = machine.peak_memory_bytes()
+  rate = max(before, machine.matmul_rate(dtype, device))
   median_s = statistics.median(seconds_all)
   measured = {
       'devices': mesh.size,
-      'dtype': config.objective.vit.dtype,
+      'dtype': dtype,
       'batch': config.batch,
       'trace_s': program.trace_s,
       'compile_s': program.compile_s,
@@ -147,11 +159,6 @@ def measure_step(
       'clips_per_s': config.batch / median_s,
       'loss': float(metrics['loss']),
   }
-  memory = planned_memory(program.step) | {
-      'device_peak_bytes': machine.device_peak_bytes(mesh.devices.flat[0]),
-      'process_peak_bytes': machine.peak_memory_bytes(),
-  }
-  rate = machine.matmul_rate(config.objective.vit.dtype, mesh.devices.flat[0])
   return measured | _arithmetic(config, mesh, program, median_s, rate) | memory
 
 
@@ -250,17 +257,14 @@ def xla_gflop(step: jax.stages.Compiled) -> float | None:
 def planned_memory(step: jax.stages.Compiled) -> dict[str, int | None]:
   """Bytes of one device that a program plans; None where XLA does not tell."""
   plan = step.memory_analysis()
-  parts: dict[str, Any] = {
-      f'program_{name}_bytes': getattr(plan, f'{name}_size_in_bytes', None)
-      for name in ('temp', 'argument', 'output', 'alias')
-  }
-  total = None
-  if None not in parts.values():
-    temp, argument, output, alias = parts.values()
-    # What is donated is argument and output in one.
-    total = temp + argument + output - alias
-  peak = getattr(plan, 'peak_memory_in_bytes', None)
-  return {'program_bytes': total, **parts, 'program_peak_bytes': peak}
+  if plan is None:
+    return dict.fromkeys(_PLANNED)
+  temp, argument = plan.temp_size_in_bytes, plan.argument_size_in_bytes
+  output, alias = plan.output_size_in_bytes, plan.alias_size_in_bytes
+  # What is donated is argument and output in one.
+  total = temp + argument + output - alias
+  return dict(zip(_PLANNED, (total, temp, argument, output, alias,
+                             plan.peak_memory_in_bytes)))
 
 
 @contextlib.contextmanager
