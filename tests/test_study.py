@@ -149,22 +149,25 @@ def get_config(arg=''):
 def sweep(arg=''):
   scenes = soundscapes.Soundscapes(clips=12, length_s=1.5)
   slow = trouble.Trouble(source=scenes, slow_s=0.02, slow_process=0)
-  yield {'name': 'NAME', 'data.source': slow}
+  yield {POINT, 'data.source': slow}
 """
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
   """A toy of it: two runs, of which the second starts from the first."""
   monkeypatch.setattr(study, '_CONFIGS', tmp_path)
-  for file, name in (('stage1', 'stage1'), ('arms', 'mb_ua')):
-    (tmp_path / f'{file}.py').write_text(_TOY.replace('NAME', name))
+  for file, point in (('stage1', "'name': 'stage1'"),
+                      ('arms', "'name': 'sslam', 'seed': 1")):
+    (tmp_path / f'{file}.py').write_text(_TOY.replace('POINT', point))
   workdir = tmp_path / 'study'
   command = [f'--workdir={workdir}', '--soundscapes']
   first = workdir / 'stage1' / 'points' / 'stage1'
+  last = workdir / 'arms' / 'points' / 'sslam,seed=1'
 
   assert study.main([*command, '--only=arms']) == 1
   said = capsys.readouterr().out
-  assert f'arms: mb_ua: left out: {first}: want a run folder, got noth' in said
+  assert (f'arms: sslam,seed=1: left out: {first}: want a run folder, got '
+          f'nothing') in said
   assert not (workdir / 'arms').exists()
 
   thread = stop_once_begun(first)
@@ -182,12 +185,22 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
   before = (first / report.METRICS).stat().st_mtime_ns
   assert study.main([*command, '--only=stage1,arms']) == 0
   assert (first / report.METRICS).stat().st_mtime_ns == before
-  assert checkpoint.latest_step(workdir / 'arms' / 'points' / 'mb_ua') == 12
+  assert checkpoint.latest_step(last) == 12
   text = (workdir / 'page' / page.RESULTS).read_text()
   assert 'All 2 runs are done.' in text
   assert '| 12 of 8 clips x 2 masks | 12 of 8 clips x 2 masks |' in text
   assert text.count('python tools/study.py --workdir=') == 4
   assert (workdir / 'page' / 'arms.png').stat().st_size > 5000
+
+  model = workdir / 'model'
+  command = [*command, f'--model={model}', f'--page={workdir / "again"}']
+  assert study.main(command) == 0
+  assert (workdir / 'again' / page.RESULTS).read_text() == text
+  card = (model / 'README.md').read_text()
+  assert '- started from: the run stage1\n- updates: 12 of 12\n' in card
+  assert study.main(command) == 2
+  assert f'--model: want a new or empty folder, got {model}' in (
+      capsys.readouterr().err)
 
 
 def plant(workdir, part, name, seed, scores=None, **changes):
