@@ -96,7 +96,7 @@ def leave(status: int, *, at_once: bool = False) -> NoReturn:
   The usual way out would wait for threads that hang, and for other processes
   that wait for this one.
   """
-  if jax.process_count() > 1 and is_first() and not at_once:
+  if not at_once and jax.process_count() > 1 and is_first():
     time.sleep(_GRACE_S)
   for child in multiprocessing.active_children():
     child.kill()

@@ -297,9 +297,10 @@ def make_mesh(config: Config) -> Mesh:
   """The devices of a run, in a row, those of each process together.
 
   Raises:
-    ValueError: The batch cannot be spread over them.
+    ValueError: JAX finds none, or the batch cannot be spread over them.
   """
-  found = jax.device_count()
+  all_devices = _devices()
+  found = len(all_devices)
   devices = config.devices or found
   if devices > found:
     raise ValueError(f'devices: want at most the {found} found, got {devices}')
@@ -319,8 +320,16 @@ def make_mesh(config: Config) -> Mesh:
         f'{config.batch // devices} clips of a device (batch {config.batch} '
         f'on {devices} devices), got {group}'
     )
-  row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))[:devices]
+  row = sorted(all_devices, key=lambda d: (d.process_index, d.id))[:devices]
   return Mesh(np.array(row), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _devices() -> list[jax.Device]:
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter says nothing
+    reason = str(error) or 'this JAX is for none of JAX_PLATFORMS'
+    raise ValueError(f'devices: want at least 1, got none: {reason}') from None
 
 
 def resolved(config: Config) -> Config:

@@ -117,6 +117,20 @@ def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
         a, b, rtol=0, atol=PARAMETER_TOLERANCE), ours, theirs)
 
 
+@pytest.mark.parametrize(('error', 'message'), [
+    (RuntimeError("Unable to initialize backend 'tpu'"),
+     "devices: want at least 1, got none: Unable to initialize backend 'tpu'"),
+    (AssertionError(), 'this JAX is for none of JAX_PLATFORMS'),
+])
+def test_no_device_is_one_clear_error(monkeypatch, error, message):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  with pytest.raises(ValueError, match=message):
+    train.make_mesh(tiny.stage2('unused'))
+
+
 def test_losses_fall_and_the_teacher_follows():
   history, state, *_ = twenty_steps(1, 1)
   assert history[-1]['local_clean'] < 0.97 * history[0]['local_clean']
