@@ -6,7 +6,7 @@ The published run: AudioSet-2M, 10 epochs, 48 clips x 16 masks per update, 4
 GPUs of 24 GB, about 70 hours on 4 RTX 3090 with the official code.
 
 Arguments, joined by commas (`--config=configs/stage1.py:small,folder=DIR`):
-  demo          tiny model on 2.56 s clips: 2 minutes on 2 CPU cores
+  demo          tiny model on 2.56 s clips: 2 to 3 minutes on 2 CPU cores
   small, large  encoder of that size (large: the published EAT-large recipe)
   folder=DIR, manifest=TSV, csv=FILE, pack=DIR, tfds=NAME, soundscapes
                 the data: docs/data.md; the default is

@@ -70,11 +70,6 @@ class Vit:
     return frames // self.patch, mel_bins // self.patch
 
 
-def tiny() -> Vit:
-  """5 million parameters."""
-  return Vit(width=192, depth=12, heads=3)
-
-
 def small() -> Vit:
   """21 million parameters."""
   return Vit(width=384, depth=12, heads=6)
@@ -238,7 +233,7 @@ class Attention(nn.Module):
 
 
 def gelu(x: Array) -> Array:
-  """Exact GELU as PyTorch computes it; `jax.nn.gelu` takes twice as long.
+  """Exact GELU as PyTorch computes it; `jax.nn.gelu` takes five times as long.
 
   That is made of erfc, to keep the relative precision of values near zero.
   """

@@ -47,9 +47,9 @@ class TrainingStopped(RuntimeError):
 
 
 class Hung(TrainingStopped):
-  """No batch came in time.
+  """No batch came in time, or the last checkpoint was not written in time.
 
-  What was reading it may never end: then this process does not end by itself,
+  What reads or writes may never end: then this process does not end by itself,
   see `processes.leave`.
   """
 
@@ -349,6 +349,7 @@ def run(config: Config) -> state_lib.TrainState:
       is; or too many clips are damaged, and what was computed so far is saved;
       or something cannot be written; or no batch came in time (`Hung`).
     Interrupted: By Ctrl-C or SIGTERM, after the step under way was saved.
+  A save that hangs, or another process, ends this process with status 4.
   """
   workdir, config = pathlib.Path(config.workdir), resolved(config)
   config.objective.check_source(config.data.source)
@@ -435,6 +436,9 @@ def _told_ends(workdir: pathlib.Path) -> Iterator[None]:
   except (TrainingStopped, Interrupted) as error:
     logger.error('stopped: %s', error)
     raise
+  except checkpoint.SaveHung as error:  # as the run ended for another reason
+    logger.error('stopped: %s', error)
+    raise Hung(str(error)) from error
   except OSError as error:
     stopped = TrainingStopped(str(error))
     if not isinstance(error, checkpoint.SaveFailed):

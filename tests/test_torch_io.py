@@ -416,7 +416,7 @@ def test_sizes_are_read_off_the_tensors():
     torch_io.vit_of(params, heads=5)
 
 
-@pytest.mark.parametrize('vit', [model.tiny(), model.base(), model.large()])
+@pytest.mark.parametrize('vit', [model.small(), model.base(), model.large()])
 def test_published_sizes_have_a_head_for_64_channels(vit):
   blocks = {'mlp1': {'kernel': np.empty((vit.depth, vit.width, 4 * vit.width))}}
   encoder = {'blocks': blocks, 'patch': {'kernel': np.empty((256, vit.width))}}

@@ -117,6 +117,13 @@ def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
         a, b, rtol=0, atol=PARAMETER_TOLERANCE), ours, theirs)
 
 
+def test_save_that_hangs_as_a_run_ends_is_a_hang(tmp_path, caplog):
+  with pytest.raises(train.Hung, match='cannot save: timed out'):
+    with train._told_ends(tmp_path):
+      raise checkpoint.SaveHung('cannot save: timed out')
+  assert 'stopped: cannot save: timed out' in caplog.text
+
+
 @pytest.mark.parametrize(('error', 'message'), [
     (RuntimeError("Unable to initialize backend 'tpu'"),
      "devices: want at least 1, got none: Unable to initialize backend 'tpu'"),

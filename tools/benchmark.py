@@ -4,7 +4,7 @@
 
 Parts: source, pipeline, frontend, step (from log-mels to the next state) and
 loop (a run as it is, with its waiting for data); and, where named, formats (the
-pipeline from FLAC, WAV and ArrayRecord), memory (of the step, by batch) and
+pipeline from FLAC, WAV and ArrayRecord), memory (of the step, by batch),
 scaling (work and traffic of the step, by devices) and torch (the step in plain
 PyTorch, by turns with ours).
 With --against or --against-commit the step is compared instead, by turns, with
@@ -239,7 +239,7 @@ def _parse(
       '(default: 0,1,2,4,... up to the cores)')
   add('--batches', type=_numbers(1), metavar='N,N',
       help='clips per step that memory is measured with (default: 1, 2, 4 and '
-      '8 times the least possible); adds the part memory')
+      '8 times the least possible); alone it asks for the part memory')
   add('--devices', type=_numbers(1), default=(1, 2, 4), metavar='N,N',
       help='numbers of devices of the part scaling (default: 1,2,4)')
   add('--seconds', type=_seconds, default=5.0,

@@ -8,16 +8,16 @@ fine-tuned on each task. Each part is a sweep (docs/sweeps.md) of a file in
 configs/study, in a folder of --workdir. The same command goes on where it
 stopped, skips what is finished and tries again what failed. What another run
 has to come before, and has not, is left out and told. In the end the results
-are written to DIR/page.
+are written to WORKDIR/page.
 
-  python tools/study.py [--workdir=runs/study] --page=DIR --model=DIR
+  python tools/study.py [--workdir=runs/study] [--page=DIR] [--model=DIR2]
 
-At any time: writes only the results there, and the model of SSLAM's first seed
-for transformers, with its card.
+At any time: only writes the results to DIR, and the model of SSLAM's first seed
+for transformers, with its card, to DIR2.
 
 Exit status: 0 all is done, 1 some runs failed or were left out, 2 something in
-the command or a folder cannot work, 3 stopped, 4 all else ran but a run hung or
-was stopped from outside: after both the same command goes on.
+the command or a folder cannot work, 3 stopped, 4 a run hung or was stopped from
+outside (others may have failed): after both the same command goes on.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
       return 0
     specs = _chosen(args)
     _check_recordings(args)
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   _note(args.workdir, argv)
@@ -219,7 +219,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
                       help='procedural sounds instead of --data')
   parser.add_argument('--seeds', metavar='N', help='seeds 1 to N (default: 5)')
   parser.add_argument('--quick', action='store_true', help='a hundredth of '
-                      'the updates, a tenth of the test clips, 2 seeds')
+                      'the updates, a tenth of the tasks\' clips, 2 seeds')
   parser.add_argument('--only', type=lambda text: text.split(','),
                       metavar='PART,...', help='stage1, arms, finetune-TASK')
   parser.add_argument('--jobs', type=int, default=1, metavar='N',

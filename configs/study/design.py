@@ -4,7 +4,7 @@ Every file takes these words, joined by commas:
   data=DIR     the recordings (default: ../shared/data)
   soundscapes  procedural sounds instead; no data needed
   seeds=N      seeds 1 to N (default: 5; of quick: 2)
-  quick        a hundredth of the updates, a tenth of the clips that are scored
+  quick        a hundredth of the updates, a tenth of the tasks' clips
 """
 
 import dataclasses

@@ -56,7 +56,7 @@ def clip_flops(config: train.Config) -> int:
   """Operations of an update per clip: 2 for a multiplication and an addition.
 
   The backward pass is twice the forward one, but for the inputs of the patch
-  embedding, which need no gradient.
+  embedding, which need no gradient, and attention, which it computes again.
   """
   objective, masked = config.objective, config.data.views
   assert isinstance(objective, objectives.SourceRetention)
@@ -65,6 +65,7 @@ def clip_flops(config: train.Config) -> int:
   grid = vit.grid(mel.frames, mel.mel_bins)
   kept = masked.mask.kept(grid)
   row = (3 * _encoder(vit, kept) - _embedding(vit, kept)
+         + vit.depth * _attention(vit, kept)
          + 3 * _decoder(objective.decoder, vit.width, grid))
   sides = len(objective.sides)
   flops = sides * (masked.clones * row + _encoder(vit, math.prod(grid)))
@@ -79,8 +80,13 @@ def _encoder(vit: model.Vit, patches: int) -> int:
   """Forward pass of a row with its class token."""
   tokens = patches + 1
   maps = 2 * tokens * vit.width**2 * (4 + 2 * vit.mlp_ratio)
-  attention = 4 * tokens**2 * vit.width
-  return _embedding(vit, patches) + vit.depth * (maps + attention)
+  block = maps + _attention(vit, patches)
+  return _embedding(vit, patches) + vit.depth * block
+
+
+def _attention(vit: model.Vit, patches: int) -> int:
+  """Its two products of tokens with tokens."""
+  return 4 * (patches + 1)**2 * vit.width
 
 
 def _embedding(vit: model.Vit, patches: int) -> int:

@@ -73,7 +73,7 @@ def project(
 
 
 def clip_flops(config: train.Config) -> float:
-  """FLOPs of a step per clip, without recomputation."""
+  """FLOPs of a step per clip; what `vit.remat` computes again is left out."""
   group = config.data.views.group
   objective = copy.copy(config.objective)
   objective.vit = dataclasses.replace(objective.vit, remat=model.Vit().remat)
