@@ -118,9 +118,9 @@ def test_twenty_steps_are_the_same_on_any_devices(devices, accumulate,
 
 
 def test_save_that_hangs_as_a_run_ends_is_a_hang(tmp_path, caplog):
-  with pytest.raises(train.Hung, match='cannot save: timed out'):
-    with train._told_ends(tmp_path):
-      raise checkpoint.SaveHung('cannot save: timed out')
+  with pytest.raises(train.Hung, match='cannot save: timed out'), \
+      train._told_ends(tmp_path):
+    raise checkpoint.SaveHung('cannot save: timed out')
   assert 'stopped: cannot save: timed out' in caplog.text
 
 
