@@ -68,6 +68,19 @@ def test_parts_are_one_stage_1_its_arms_and_their_fine_tuning():
                for x in tuned)
 
 
+def test_arms_may_be_longer():
+  usual, longer = (
+      config_lib.load(f'configs/study/arms.py:{x}') for x in ('', 'steps=4000'))
+  for config, steps in ((usual, 1000), (longer, 4000)):
+    assert config.steps == steps
+    assert config.optim.warmup_steps == steps // 10
+    assert config.objective.ema.anneal_steps == steps // 2
+  specs = [f'configs/study/arms.py:steps={x}' for x in (1000, 4000)]
+  short, long = (points_lib.load(x, pathlib.Path('W')) for x in specs)
+  assert [(x.name, 4 * x.config.steps) for x in short] == [
+      (x.name, x.config.steps) for x in long]
+
+
 def test_clips_are_single_sounds_and_mixtures_are_tested():
   config = config_lib.load('configs/study/stage1.py')
   assert config.data.short == 'repeat'

@@ -4,10 +4,12 @@
 
 Arguments: those of configs/study/design.py, and
   from=RUN  the run of stage 1 (default: runs/study/stage1/points/stage1)
+  steps=N   updates of an arm (default: 1000)
 """
 
 from collections.abc import Iterator
 
+from configs import labelled
 from configs import stage2
 from configs.study import design
 from configs.sweeps import table2
@@ -15,19 +17,19 @@ from sslam_jax import objectives
 from sslam_jax import sweeping
 from sslam_jax import train
 
-_FROM = 'from'
-_STEPS, _WARMUP_STEPS = 1000, 100
+_FROM, _STEPS = 'from', 'steps'
 
 
 def get_config(arg: str = '') -> train.Config:
-  pairs = design.parse(arg, _FROM)
+  pairs = design.parse(arg, _FROM, _STEPS)
+  steps = labelled.number(dict(pairs), _STEPS, 1000)
   config = stage2.get_config('demo')
   config.workdir = f'{design.FOLDER}/arms'
   config.init_from = dict(pairs).get(
       _FROM, f'{design.FOLDER}/{design.STAGE1}/points/{design.STAGE1}'
   )
   design.pretraining(config, pairs)
-  design.lengthen(config, pairs, _STEPS, _WARMUP_STEPS)
+  design.lengthen(config, pairs, steps, steps // 10)
   objective = config.objective
   assert isinstance(objective, objectives.SourceRetention)
   # In the published run too the teacher's decay rises for a half of it.
@@ -37,4 +39,4 @@ def get_config(arg: str = '') -> train.Config:
 
 def sweep(arg: str = '') -> Iterator[sweeping.Point]:
   yield from sweeping.join(table2.sweep(),
-                           design.seeds(design.parse(arg, _FROM)))
+                           design.seeds(design.parse(arg, _FROM, _STEPS)))
