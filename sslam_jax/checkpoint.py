@@ -89,8 +89,8 @@ class Checkpointer:
 
     Raises:
       SaveFailed: This save or the one before.
-      SaveHung: So did the one before.
-      jax.errors.JaxRuntimeError: It did in another process.
+      SaveHung: This process has not written the one before in time.
+      jax.errors.JaxRuntimeError: Another process has not.
     """
     with self._failing():
       self._manager.save(
