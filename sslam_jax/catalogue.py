@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from sslam_jax import clips
 from sslam_jax import config
 from sslam_jax import packs
+from sslam_jax import polyphony
 from sslam_jax import sampling
 from sslam_jax import soundscapes
 from sslam_jax import sources
@@ -23,10 +24,10 @@ _OPTIONS = {
     'path': ('csv',),
     'label': ('csv',),
     'split': ('csv', 'manifest'),
-    'length': ('soundscapes',),
-    'seed': ('soundscapes',),
+    'length': ('soundscapes', 'mixtures'),
+    'seed': ('soundscapes', 'mixtures'),
 }
-KEYS = (*_SOURCES, *_OPTIONS, 'shares', 'weights', 'epoch')
+KEYS = (*_SOURCES, *_OPTIONS, 'shares', 'mixtures', 'weights', 'epoch')
 HELP = """\
 folder=DIR         all audio files below DIR; the folder's name is the label
 manifest=TSV       fairseq manifest, with .lbl and label_descriptors.csv; or
@@ -39,9 +40,10 @@ split=NAME         rows of csv= with NAME in the column split; or of manifest=,
 pack=DIR           shards written by tools/pack_audio.py
 tfds=NAME[:SPLIT]  prepared TFDS data set, or its folder
 soundscapes[=N]    procedural sounds, no data needed
-length=SECONDS     of soundscapes (default: 10)
-seed=N             of soundscapes: another one, other scenes
 shares=3:1         how often each of several sources is taken
+mixtures=N         N mixtures of 1 to 4 of these clips, which have labels
+length=SECONDS     of mixtures (default: 5); or of soundscapes (10)
+seed=N             of mixtures, or of soundscapes: another one, others
 weights=FILE       weight of clip i in line i; weights=labels: rare ones more
 epoch=N            clips drawn by weight per epoch (default: 200000)"""
 
@@ -68,6 +70,8 @@ def build(pairs: Sequence[tuple[str, str]]) -> clips.Source:
     choices = ', '.join(f'{word}=...' for word in _SOURCES)
     raise ValueError(f'data source: want {choices}; got none')
   joined = _joined(named, options)
+  if 'mixtures' in options:
+    joined = _mixtures(joined, options)
   if 'weights' not in options:
     if 'epoch' in options:
       raise ValueError('epoch: want it with weights=...')
@@ -86,7 +90,7 @@ def _joined(
 ) -> clips.Source:
   shares, words = options.get('shares'), dict(named)
   for option, owners in _OPTIONS.items():
-    if option in options and not set(owners) & set(words):
+    if option in options and not set(owners) & {*words, *options}:
       wanted = ' or '.join(f'{owner}=...' for owner in owners)
       raise ValueError(f'{option}: want it with {wanted}')
   if shares is None:
@@ -120,20 +124,30 @@ def _one(word: str, value: str, options: Mapping[str, str]) -> clips.Source:
   return _soundscapes(value, options)
 
 
+def _mixtures(
+    source: clips.Source, options: Mapping[str, str]
+) -> polyphony.Mixtures:
+  mixtures = polyphony.Mixtures(
+      source=source, clips=_number('mixtures', options['mixtures'])
+  )
+  if 'seed' in options:
+    mixtures.seed = _number('seed', options['seed'])
+  if 'length' in options:
+    mixtures.length_s = _seconds('length', options['length'])
+  return dataclasses.replace(mixtures)  # which checks it
+
+
 def _soundscapes(
     value: str, options: Mapping[str, str]
 ) -> soundscapes.Soundscapes:
   scenes = soundscapes.Soundscapes()
   if value:
     scenes.clips = _number('soundscapes', value)
-  if 'seed' in options:
+  # Beside mixtures these are of the mixtures.
+  if 'seed' in options and 'mixtures' not in options:
     scenes.seed = _number('seed', options['seed'])
-  if 'length' in options:
-    try:
-      scenes.length_s = float(options['length'])
-    except ValueError:
-      raise ValueError(f'length: want seconds, got '
-                       f'{options["length"]!r}') from None
+  if 'length' in options and 'mixtures' not in options:
+    scenes.length_s = _seconds('length', options['length'])
   return dataclasses.replace(scenes)  # which checks it
 
 
@@ -143,6 +157,13 @@ def _tfds(value: str) -> tfds_source.Tfds:
   assert match is not None  # The value is never empty.
   name, split = match.groups()
   return tfds_source.Tfds(name=name, split=split or 'train')
+
+
+def _seconds(word: str, value: str) -> float:
+  try:
+    return float(value)
+  except ValueError:
+    raise ValueError(f'{word}: want seconds, got {value!r}') from None
 
 
 def _number(word: str, value: str) -> int:

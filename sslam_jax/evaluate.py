@@ -119,7 +119,9 @@ class Probe:
     every: Steps from one evaluation to the next; None: at the end alone.
     weights: Whose encoder: the student's or the teacher's. (Of a classifier
       with a moving average, that.)
-    features: Kinds of `features.KINDS`, joined by +.
+    features: Kinds of `features.KINDS`, joined by +. Several such, with commas
+      between them, are computed in one pass and probed each for itself; the
+      values are then NAME_FEATURES_map and so on.
     length_s: What is heard of a clip, from its start; more than the encoder is
       trained on is cut into windows of that length. None: as in training.
     groups: FILE.csv:COLUMN, by whose column `path` training clips stay together
@@ -143,7 +145,7 @@ class Probe:
 
   def __post_init__(self) -> None:
     _check_fields(self)
-    probing.kinds(self.features)
+    self._all_kinds()
     if self.length_s is not None and not 0 < self.length_s < 1e5:
       raise ValueError(f'length_s: want a length above 0, or None, '
                        f'got {self.length_s}')
@@ -166,7 +168,7 @@ class Probe:
         vit=objective.vit, params={}, mel=data.mel, resampler=data.resampler
     )
     computed = features_lib.Pass(
-        network, probing.kinds(self.features), length_s=self.length_s,
+        network, self._all_kinds(), length_s=self.length_s,
         batch=self.batch, mesh=mesh, threads=data.threads,
     )
 
@@ -178,15 +180,24 @@ class Probe:
       if bad := [*train.damaged, *test.damaged]:
         _logger.warning('%s: %d damaged clips are left out, the first: %s: %s',
                         self.name, len(bad), *bad[0])
-      found = probes.linear(
-          probing.labelled([train], self.features, task),
-          probing.vectors(test, self.features),
-          is_single=task.is_single, seed=self.seed,
-      )
-      values = _probed(probing.scored(found.score_MxC, test, task), task)
-      return {f'{self.name}_{name}': value for name, value in values.items()}
+      specs = self.features.split(',')
+      values: dict[str, float] = {}
+      for spec in specs:
+        found = probes.linear(
+            probing.labelled([train], spec, task), probing.vectors(test, spec),
+            is_single=task.is_single, seed=self.seed,
+        )
+        start = f'{self.name}_{spec}' if len(specs) > 1 else self.name
+        scored = probing.scored(found.score_MxC, test, task)
+        values |= {f'{start}_{name}': value
+                   for name, value in _probed(scored, task).items()}
+      return values
 
     return run
+
+  def _all_kinds(self) -> tuple[str, ...]:
+    return tuple(kind for spec in self.features.split(',')
+                 for kind in probing.kinds(spec))
 
   def _task(self) -> probing.Task:
     """What is learned; ValueError now for all that would end the run later."""

@@ -316,6 +316,23 @@ def test_a_probe_of_multi_label_clips_is_scored_by_number_of_labels():
   assert single == {'probe_map': 1.0, 'probe_map_1': 1.0}
 
 
+def test_several_features_are_probed_in_one_pass():
+  rng = np.random.default_rng(5)
+  source = Source(tuple(
+      tuple(rng.choice(CLASSES, rng.integers(1, 3), replace=False))
+      for _ in range(20)))
+  specs = 'mean', 'std+mean'
+  alone = {spec: probe_values(1, train=source, test=source, features=spec)
+           for spec in specs}
+  both = probe_values(1, train=source, test=source, features=','.join(specs))
+  assert both == {
+      name.replace('probe_', f'probe_{spec}_', 1): value
+      for spec in specs for name, value in alone[spec].items()}
+  assert alone['mean'] != alone['std+mean']
+  with pytest.raises(ValueError, match="features: want class, .*; got ''"):
+    evaluate.Probe(train=source, test=source, features='mean,')
+
+
 def test_a_probe_of_a_classifier_is_of_what_is_evaluated():
   """The moving average, which has a head too."""
   average = mock.Mock(spec=classify.Classify, vit=pretraining().vit)

@@ -37,9 +37,9 @@ def points_of(words, part):
 
 def test_parts_are_one_stage_1_its_arms_and_their_fine_tuning():
   assert [*study.parts('W', _RECORDINGS)] == [
-      'stage1', 'arms', *(f'finetune-{task}' for task in _TASKS)]
+      'stage1', 'arms', 'arms-short', *(f'finetune-{x}' for x in _TASKS)]
   assert [*study.parts('W', ['soundscapes'])] == [
-      'stage1', 'arms', 'finetune-polyphonic']
+      'stage1', 'arms', 'arms-short', 'finetune-polyphonic']
   first, *random = points_of([*_RECORDINGS, 'seeds=3'], 'stage1')
   assert (first.name, first.config.steps, first.config.seed) == (
       'stage1', 8000, 1)
@@ -49,7 +49,7 @@ def test_parts_are_one_stage_1_its_arms_and_their_fine_tuning():
   rate = random[0].config.optim.peak_lr
   assert np.float32(1e-20) + np.float32(rate) == np.float32(1e-20)
   arms = points_of(_RECORDINGS, 'arms')
-  assert len(arms) == 4 * 5
+  assert [x.seed for x in arms] == [y for x in range(1, 6) for y in [x] * 4]
   for point in arms:
     assert point.config.init_from == first.config.workdir
     for name in ('source', 'mel', 'short'):
@@ -68,17 +68,15 @@ def test_parts_are_one_stage_1_its_arms_and_their_fine_tuning():
                for x in tuned)
 
 
-def test_arms_may_be_longer():
-  usual, longer = (
-      config_lib.load(f'configs/study/arms.py:{x}') for x in ('', 'steps=4000'))
-  for config, steps in ((usual, 1000), (longer, 4000)):
-    assert config.steps == steps
-    assert config.optim.warmup_steps == steps // 10
-    assert config.objective.ema.anneal_steps == steps // 2
-  specs = [f'configs/study/arms.py:steps={x}' for x in (1000, 4000)]
-  short, long = (points_lib.load(x, pathlib.Path('W')) for x in specs)
-  assert [(x.name, 4 * x.config.steps) for x in short] == [
-      (x.name, x.config.steps) for x in long]
+def test_arms_are_half_as_long_as_stage_1_and_once_more_short():
+  usual, short = (points_of(_RECORDINGS, x) for x in ('arms', 'arms-short'))
+  for points, steps in ((usual, 4000), (short, 1000)):
+    for config in (point.config for point in points):
+      assert config.steps == steps
+      assert config.optim.warmup_steps == steps // 10
+      assert config.objective.ema.anneal_steps == steps // 2
+  assert [(x.name, x.config.init_from) for x in short] == [
+      (x.name, x.config.init_from) for x in usual]
 
 
 def test_clips_are_single_sounds_and_mixtures_are_tested():
@@ -88,12 +86,19 @@ def test_clips_are_single_sounds_and_mixtures_are_tested():
       'animals', 'digits', 'oneshots']
   heard = {x.name: (x.length_s, x.features, x.groups and x.groups[-13:])
            for x in config.evals}
-  assert heard['polyphonic_rows'] == (5.12, 'rows', None)
-  assert heard['animals_rows_std'] == (5.12, 'rows+rows_std', 'session_group')
-  assert heard['digits_rows'][0] == 1.28
-  assert len(heard) == 6
+  both = 'rows,rows+rows_std'
+  assert heard['polyphonic'] == heard['mixtures'] == (5.12, both, None)
+  assert heard['animals'] == (5.12, both, 'session_group')
+  assert heard['digits'][0] == 1.28
+  assert len(heard) == 4
+  mixtures, = (x for x in config.evals if x.name == 'mixtures')
+  for source, part in ((mixtures.train, 'train'), (mixtures.test, 'test')):
+    assert [path.split('/')[-2:] for path in source.source.paths] == [
+        [name, part] for name in ('animals', 'digits', 'oneshots')]
+    assert len(source) == 2000
+  assert mixtures.train.seed != mixtures.test.seed
   scenes = config_lib.load('configs/study/stage1.py:soundscapes')
-  probe, other = scenes.evals
+  probe, = scenes.evals
   assert {len(scenes.data.source.labels(i)) for i in range(50)} == {1}
   for source in (probe.train, probe.test):
     assert len(source) == 1000
@@ -101,7 +106,7 @@ def test_clips_are_single_sounds_and_mixtures_are_tested():
   assert len({scenes.data.source.seed, probe.train.seed, probe.test.seed}) == 3
   tuned = config_lib.load('configs/study/finetune.py:task=polyphonic,'
                           'soundscapes')
-  assert (tuned.data.source, tuned.evals[0].source) == (other.train, other.test)
+  assert (tuned.data.source, tuned.evals[0].source) == (probe.train, probe.test)
   assert tuned.evals[0].by_sources
   assert tuned.objective.head.pooling == 'linear_softmax'
 
@@ -120,7 +125,7 @@ def test_quick_is_a_hundredth():
      '--data=nowhere: want the recordings of docs/study.md, or --soundscapes; '
      'got no animals/train'),
     (['--soundscapes', '--only=arms,finetune-digits'],
-     '--only: want some of stage1, arms, finetune-polyphonic; got '
+     '--only: want some of stage1, arms, arms-short, finetune-polyphonic; got '
      'finetune-digits'),
     (['--soundscapes', '--seeds=0', '--only=arms'],
      'arms: seeds: want at least 1, got 0'),
@@ -220,7 +225,7 @@ def plant(workdir, part, name, seed, scores=None, **changes):
   """A run as it would lie there; without scores it has not ended."""
   folder = workdir / part
   path = folder / 'points' / name
-  names = {re.sub(r'_(map(_\d)?|accuracy|auc|top1)$', '', key)
+  names = {re.sub(r'(_rows.*)?_(map(_\d)?|accuracy|auc|top1)$', '', key)
            for key in scores or ()}
   source = tiny.stage1('x').data.source
   config = tiny.stage2(path, seed=seed, evals=tuple(
@@ -250,7 +255,7 @@ def record(folder, name, seed):
 
 def probed(polyphonic, one, animals):
   return {'polyphonic_rows_map': polyphonic, 'polyphonic_rows_map_1': one,
-          'polyphonic_rows_std_map': 0.9, 'animals_rows_accuracy': animals}
+          'polyphonic_rows+rows_std_map': 0.9, 'animals_rows_accuracy': animals}
 
 
 @pytest.fixture
@@ -298,7 +303,7 @@ def test_page_has_means_paired_differences_and_what_is_missing(
       drawing, '_panels', lambda count: drawn.append(panels(count)) or drawn[-1]
   )
   assert page.write(planted, planted.parent / 'page') == [
-      'results.md', 'arms.png', 'linear.png', 'finetune.png']
+      'results.md', 'arms.png', 'arms-linear.png', 'finetune.png']
   (losses, *_), (linear_axis, *_) = (axes for _, axes in drawn[:2])
   curves = {line.get_label(): line.get_ydata() for line in losses.lines}
   assert list(curves['mb_pma']) == [2.0, 1.0]  # of the run that is done
@@ -308,7 +313,7 @@ def test_page_has_means_paired_differences_and_what_is_missing(
   assert [len(bar) for bar in bars['sslam']] == [2]
   text = (planted.parent / 'page' / 'results.md').read_text()
   linear, tuned = text.split('## Fine-tuning')
-  rows, rows_std = linear.split('### Features `rows+rows_std`')
+  rows, rows_std = linear.split('### arms: features `rows+rows_std`')
   mean, = [row for row in rows_of(rows, 'MB-UA')]
   assert mean == ['MB-UA', '3', '0.3200 ± 0.0100', '0.4200 ± 0.0100',
                   '0.5000 ± 0.0000']

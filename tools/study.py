@@ -95,8 +95,10 @@ def parts(workdir: str, words: list[str]) -> dict[str, str]:
 
   stage1 = f'{workdir}/{design.STAGE1}/points/{design.STAGE1}'
   found = {design.STAGE1: spec('stage1'),
-           'arms': spec('arms', f'from={stage1}')}
-  for task in design.tasks(design.parse(','.join(words))):
+           design.ARMS_PART: spec('arms', f'from={stage1}')}
+  for name, more in design.VARIANTS.items():
+    found[name] = spec('arms', f'from={stage1}', more)
+  for task in design.tuned(design.parse(','.join(words))):
     found[f'{runs_lib.FINETUNE}{task}'] = spec(
         'finetune', f'task={task}', f'from={workdir}'
     )
@@ -221,7 +223,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--quick', action='store_true', help='a hundredth of '
                       'the updates, a tenth of the tasks\' clips, 2 seeds')
   parser.add_argument('--only', type=lambda text: text.split(','),
-                      metavar='PART,...', help='stage1, arms, finetune-TASK')
+                      metavar='PART,...', help='stage1, arms, arms-short, '
+                      'finetune-TASK')
   parser.add_argument('--jobs', type=int, default=1, metavar='N',
                       help='runs at a time (default: 1)')
   parser.add_argument('--devices', metavar='0,1,...',

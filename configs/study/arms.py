@@ -4,7 +4,7 @@
 
 Arguments: those of configs/study/design.py, and
   from=RUN  the run of stage 1 (default: runs/study/stage1/points/stage1)
-  steps=N   updates of an arm (default: 1000)
+  steps=N   updates of an arm (default: 4000, half of stage 1 as published)
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _FROM, _STEPS = 'from', 'steps'
 
 def get_config(arg: str = '') -> train.Config:
   pairs = design.parse(arg, _FROM, _STEPS)
-  steps = labelled.number(dict(pairs), _STEPS, 1000)
+  steps = labelled.number(dict(pairs), _STEPS, 4000)
   config = stage2.get_config('demo')
   config.workdir = f'{design.FOLDER}/arms'
   config.init_from = dict(pairs).get(
@@ -38,5 +38,6 @@ def get_config(arg: str = '') -> train.Config:
 
 
 def sweep(arg: str = '') -> Iterator[sweeping.Point]:
-  yield from sweeping.join(table2.sweep(),
-                           design.seeds(design.parse(arg, _FROM, _STEPS)))
+  # Seed by seed: a study that is stopped has some seeds of all arms.
+  for seed in design.seeds(design.parse(arg, _FROM, _STEPS)):
+    yield from sweeping.join(table2.sweep(), [seed])

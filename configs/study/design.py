@@ -24,7 +24,10 @@ from sslam_jax import train
 FOLDER = 'runs/study'  # of the whole study
 STAGE1, RANDOM = 'stage1', 'random'
 ARMS = (*stage2.ARMS, 'sslam')
-FEATURES = {'rows': 'rows', 'rows_std': 'rows+rows_std'}
+ARMS_PART = 'arms'  # those that are fine-tuned
+# The arms once more, otherwise trained: words of arms.py.
+VARIANTS = {'arms-short': 'steps=1000'}
+FEATURES = ('rows', 'rows+rows_std')
 RECORDINGS = '../shared/data'
 _SEEDS = 5
 _FRAMES = 256  # 2.56 s, 16 columns of patches
@@ -43,15 +46,16 @@ class Task:
   Attributes:
     words: Of configs/finetune.py, for its training and test clips.
     length_s: What a probe hears of a clip.
-    frames: Length of the spectrograms in fine-tuning.
+    frames: Length of the spectrograms in fine-tuning; None: it is probed
+      alone.
     steps: Updates of fine-tuning. Both as in docs/results.md.
     groups: As of `evaluate.Probe`.
   """
 
   words: str
   length_s: float
-  frames: int
-  steps: int
+  frames: int | None = None
+  steps: int = 0
   groups: str | None = None
 
 
@@ -75,7 +79,7 @@ def seeds(pairs: Pairs) -> list[sweeping.Point]:
 
 
 def tasks(pairs: Pairs) -> dict[str, Task]:
-  """By name; that with mixtures is called polyphonic."""
+  """By name; those with mixtures are called polyphonic and mixtures."""
   if _SCENES in pairs:
     return {'polyphonic': Task(
         words='soundscapes=1000,length=5.12,seed=1,test_soundscapes=1000,'
@@ -92,6 +96,13 @@ def tasks(pairs: Pairs) -> dict[str, Task]:
           words=f'csv={where}/polyphonic/labels.csv,label=classes,multi_label',
           length_s=5.12, frames=512, steps=900,
       ),
+      # More of them, made of the same recordings: smaller differences show.
+      'mixtures': Task(
+          words=f'{_folders(where, "train")},mixtures=2000,seed=1,'
+                f'{_folders(where, "test", "test_")},test_mixtures=2000,'
+                'test_seed=2',
+          length_s=5.12,
+      ),
       'animals': Task(
           words=parts('animals'), length_s=5.12, frames=256, steps=800,
           groups=f'{where}/animals/groups.csv:session_group',
@@ -101,6 +112,11 @@ def tasks(pairs: Pairs) -> dict[str, Task]:
           groups=f'{where}/digits/labels.csv:speaker',
       ),
   }
+
+
+def tuned(pairs: Pairs) -> dict[str, Task]:
+  """The tasks that networks are fine-tuned on."""
+  return {name: task for name, task in tasks(pairs).items() if task.frames}
 
 
 def task_clips(task: Task, pairs: Pairs) -> tuple[clips.Source, clips.Source]:
@@ -120,12 +136,11 @@ def pretraining(config: train.Config, pairs: Pairs) -> None:
   config.data.mel = mel(pairs, _FRAMES)
   config.data.short = 'repeat'  # padding would hide the other clip
   config.evals = tuple(
-      evaluate.Probe(name=f'{name}_{kind}', train=train_clips,
-                     test=test_clips, features=features,
-                     length_s=task.length_s, groups=task.groups)
+      evaluate.Probe(name=name, train=train_clips, test=test_clips,
+                     features=','.join(FEATURES), length_s=task.length_s,
+                     groups=task.groups)
       for name, task in tasks(pairs).items()
       for train_clips, test_clips in [task_clips(task, pairs)]
-      for kind, features in FEATURES.items()
   )
 
 
@@ -152,6 +167,11 @@ def _single_sounds(pairs: Pairs) -> clips.Source:
   where = dict(pairs).get('data', RECORDINGS)
   return catalogue.build([('folder', f'{where}/{name}/train')
                           for name in _PRETRAINING_SETS])
+
+
+def _folders(where: str, part: str, before: str = '') -> str:
+  return ','.join(f'{before}folder={where}/{name}/{part}'
+                  for name in _PRETRAINING_SETS)
 
 
 def _few(source: clips.Source) -> clips.Source:

@@ -29,6 +29,7 @@ def get_config(arg: str = '') -> train.Config:
   config = finetune.get_config(f'demo,run=none,{task.words}')
   config.workdir = f'{design.FOLDER}/finetune-{name}'
   config.data.source, test_clips = design.task_clips(task, pairs)
+  assert task.frames is not None
   config.data.mel = design.mel(pairs, task.frames)
   is_multi = name == 'polyphonic'
   config.evals = (evaluate.Test(source=test_clips, by_sources=is_multi),)
@@ -56,7 +57,7 @@ def sweep(arg: str = '') -> Iterator[sweeping.Point]:
 
 
 def _task(pairs: design.Pairs) -> tuple[str, design.Task]:
-  tasks, name = design.tasks(pairs), dict(pairs).get(_TASK)
+  tasks, name = design.tuned(pairs), dict(pairs).get(_TASK)
   if name not in tasks:
     raise ValueError(f'task: want task=NAME, of {", ".join(tasks)}; '
                      f'got {name}')

@@ -41,19 +41,19 @@ def draw_losses(path: pathlib.Path, runs: Sequence[runs_lib.Run]) -> None:
 
 
 def draw_differences(
-    path: pathlib.Path, panels: Mapping[str, runs_lib.Scores], task: str,
+    path: pathlib.Path,
+    panels: Mapping[str, tuple[runs_lib.Scores, str]],
     labels: Sequence[str],
 ) -> None:
   """Differences from the baseline by number of sources, with intervals.
 
   Args:
     path: Of the picture.
-    panels: Title -> scores.
-    task: Of whose mAP.
+    panels: Title -> scores, and the task of whose mAP.
     labels: Arms.
   """
   figure, axes = _panels(len(panels))
-  for axis, (title, scores) in zip(axes, panels.items()):
+  for axis, (title, (scores, task)) in zip(axes, panels.items()):
     for number, label in enumerate(labels):
       found = [(count + _APART * (number - (len(labels) - 1) / 2), values)
                for count in _SOURCES if (values := comparing.paired(

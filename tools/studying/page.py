@@ -22,11 +22,12 @@ from tools.studying import runs as runs_lib
 from tools.sweeping import scores as scores_lib
 
 RESULTS, COMMANDS = 'results.md', 'commands.jsonl'
-_ARMS = 'arms'
+_ARMS = (design.ARMS_PART, *design.VARIANTS)
 _COMPARED = [arm for arm in design.ARMS if arm != comparing.BASELINE]
 _ROWS = {design.RANDOM: 'random weights', design.STAGE1: 'stage 1 alone',
          'mb_ua': 'MB-UA', 'mb_pma': 'MB-PMA', 'mb_ua_pma': 'MB-UA-PMA',
          'sslam': 'SSLAM'}
+_MIXED = 'polyphonic', 'mixtures'  # tasks with clips of several sources
 _METRICS = {runs_lib.MAP: 'mAP', runs_lib.ACCURACY: 'accuracy'}
 
 Runs = Sequence[runs_lib.Run]
@@ -63,9 +64,8 @@ def _model(workdir: pathlib.Path, runs: Runs) -> Iterator[str]:
   """What was trained."""
   stage1 = [run for run in runs if run.label == design.STAGE1
             and run.part == design.STAGE1]
-  arms = [run for run in runs if run.part == _ARMS]
-  begun = {title: found for title, part in (('stage 1', stage1),
-                                            ('each arm', arms))
+  arms = {part: [run for run in runs if run.part == part] for part in _ARMS}
+  begun = {title: found for title, part in {'stage 1': stage1, **arms}.items()
            if (found := [run for run in part if run.config])}
   yield from ('', '## The model', '')
   yield _row('', *begun)
@@ -142,15 +142,16 @@ def _hours(runs: Runs) -> str:
 
 def _linear(runs: Runs, drawn: Sequence[str]) -> Iterator[str]:
   yield from ('', '## Linear evaluation')
-  if _picture(_ARMS) in drawn:
-    yield from ('', f'![Losses of the arms]({_picture(_ARMS)})')
-  for kind, features in design.FEATURES.items():
-    scores = runs_lib.probed(runs, kind)
-    yield from ('', f'### Features `{features}`')
-    yield from _compared(scores)
-  if _picture('linear') in drawn:
-    yield from ('', '![Differences by number of sources, linear evaluation]'
-                f'({_picture("linear")})')
+  begun = [part for part in _ARMS if any(run.part == part for run in runs)]
+  for part in begun or _ARMS[:1]:
+    if _picture(part) in drawn:
+      yield from ('', f'![Losses of {part}]({_picture(part)})')
+    if _picture(f'{part}-linear') in drawn:
+      yield from ('', '![Differences by number of sources, linear evaluation '
+                  f'of {part}]({_picture(f"{part}-linear")})')
+    for features in design.FEATURES:
+      yield from ('', f'### {part}: features `{features}`')
+      yield from _compared(runs_lib.probed(runs, features, part))
 
 
 def _tuned(runs: Runs, drawn: Sequence[str]) -> Iterator[str]:
@@ -217,20 +218,24 @@ def _unfinished(runs: Runs) -> Iterator[str]:
 def _draw(folder: pathlib.Path, runs: Runs) -> list[str]:
   """Names of the pictures for which there is something."""
   folder.mkdir(parents=True, exist_ok=True)
-  arms = [run for run in runs if run.part == _ARMS and run.is_done]
-  linear = {f'linear, {features}': runs_lib.probed(runs, kind)
-            for kind, features in design.FEATURES.items()}
   todo: dict[str, Callable[[pathlib.Path], None]] = {}
-  if arms:
-    todo[_ARMS] = functools.partial(drawing.draw_losses, runs=arms)
-  for name, panels in (('linear', linear),
-                       ('finetune', {'fine-tuning': runs_lib.tuned(runs)})):
-    if any(comparing.paired(scores, label, column)
-           for scores in panels.values() for label in _COMPARED
-           for column in runs_lib.columns(scores)):
+  scored = {}
+  for part in _ARMS:
+    if arms := [run for run in runs if run.part == part and run.is_done]:
+      todo[part] = functools.partial(drawing.draw_losses, runs=arms)
+    scored[f'{part}-linear'] = {
+        f'linear, {features}': runs_lib.probed(runs, features, part)
+        for features in design.FEATURES
+    }
+  scored['finetune'] = {'fine-tuning': runs_lib.tuned(runs)}
+  for name, found in scored.items():
+    panels = {f'{task}, {title}': (scores, task)
+              for title, scores in found.items() for task in _MIXED
+              if any(comparing.paired(scores, label, (task, metric))
+                     for label in _COMPARED for metric in runs_lib.BY_SOURCES)}
+    if panels:
       todo[name] = functools.partial(
-          drawing.draw_differences, panels=panels, task='polyphonic',
-          labels=_COMPARED,
+          drawing.draw_differences, panels=panels, labels=_COMPARED,
       )
   for name, draw in todo.items():
     draw(folder / _picture(name))

@@ -16,10 +16,12 @@ from tools.sweeping import standing
 
 FINETUNE = 'finetune-'  # before the name of a task
 MAP, ACCURACY = 'map', 'accuracy'
+BY_SOURCES = tuple(f'{MAP}_{count}' for count in (1, 2, 3, 4))
 MIXED = f'{MAP}_mixed'  # mean of the mAP of clips with 2, 3 and 4 sources
-_OF_MIXED = tuple(f'{MAP}_{count}' for count in (2, 3, 4))
+_OF_MIXED = BY_SOURCES[1:]
 _PROBED = re.compile(
-    rf'(.+?)_({"|".join(design.FEATURES)})_({MAP}(?:_\d)?|{ACCURACY})'
+    rf'(.+?)_({"|".join(map(re.escape, design.FEATURES))})_'
+    rf'({MAP}(?:_\d)?|{ACCURACY})'
 )
 
 Column = tuple[str, str]  # task; mAP, mAP of so many sources, or accuracy
@@ -67,10 +69,18 @@ def read(workdir: pathlib.Path) -> list[Run]:
   return found
 
 
-def probed(runs: Iterable[Run], features: str) -> Scores:
-  """Scores of linear probes of features, a key of `design.FEATURES`."""
+def probed(
+    runs: Iterable[Run], features: str, part: str = design.ARMS_PART
+) -> Scores:
+  """Scores of linear probes: of arms, stage 1 and random weights.
+
+  Args:
+    runs: Of the study.
+    features: One of `design.FEATURES`.
+    part: The arms.
+  """
   scores: Scores = {}
-  for run in (run for run in runs if not run.part.startswith(FINETUNE)):
+  for run in (run for run in runs if run.part in (part, design.STAGE1)):
     found = {}
     for name, value in _evaluated(run).items():
       match = _PROBED.fullmatch(name)
