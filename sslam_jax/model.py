@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 _NORM_EPSILON = 1e-6
 _DECODER_NORM_EPSILON = 1e-5
-_CONVOLVED = 'convolved'  # kept for the backward pass, the rest is not
+_ATTENDED, _CONVOLVED = 'attended', 'convolved'  # kept for the backward pass
 _WAVELENGTH = 10_000.0  # longest, of the sin-cos positions
 
 
@@ -176,7 +176,9 @@ class Encoder(nn.Module):
     x_RxSxD = _layer_norm('pre_norm')(x_RxSxD).astype(dtype)
     policies = jax.checkpoint_policies
     kept = (policies.nothing_saveable if config.remat
-            else policies.dots_with_no_batch_dims_saveable)
+            else policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable,
+                policies.save_only_these_names(_ATTENDED)))
     stack = nn.scan(
         nn.remat(Block, prevent_cse=False, policy=kept),
         variable_axes={'params': 0},
@@ -228,7 +230,7 @@ class Attention(nn.Module):
     qkv = _dense(3 * width, dtype, 'qkv')(x_RxSxD)
     qkv = qkv.reshape(*x_RxSxD.shape[:2], 3, heads, width // heads)
     out_RxSxHxd = attention(*(qkv[:, :, i] for i in range(3)))
-    out_RxSxD = out_RxSxHxd.reshape(x_RxSxD.shape)
+    out_RxSxD = checkpoint_name(out_RxSxHxd.reshape(x_RxSxD.shape), _ATTENDED)
     return _dense(width, dtype, 'out')(out_RxSxD)
 
 
@@ -256,8 +258,11 @@ def _cpu_attention(*qkv_RxSxHxd: Array) -> Array:
   """Row by row, so that a row's scores stay in the cache.
 
   With the 513 tokens of a clip of 10 s that is 2.7 times as fast as JAX's own.
+  The backward pass computes them again, row by row too: to keep them took 1.4
+  times as long.
   """
 
+  @jax.checkpoint
   def row(qkv_SxHxd: tuple[Array, Array, Array]) -> Array:
     q_HxSxd, k_HxSxd, v_HxSxd = (x.swapaxes(0, 1) for x in qkv_SxHxd)
     score_HxSxS = jnp.einsum('hqd,hkd->hqk', q_HxSxd, k_HxSxd,

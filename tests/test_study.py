@@ -68,9 +68,9 @@ def test_parts_are_one_stage_1_its_arms_and_their_fine_tuning():
                for x in tuned)
 
 
-def test_arms_are_half_as_long_as_stage_1_and_once_more_short():
+def test_arms_are_a_quarter_of_stage_1_and_once_more_half_of_that():
   usual, short = (points_of(_RECORDINGS, x) for x in ('arms', 'arms-short'))
-  for points, steps in ((usual, 4000), (short, 1000)):
+  for points, steps in ((usual, 2000), (short, 1000)):
     for config in (point.config for point in points):
       assert config.steps == steps
       assert config.optim.warmup_steps == steps // 10

@@ -4,7 +4,7 @@
 
 Arguments: those of configs/study/design.py, and
   from=RUN  the run of stage 1 (default: runs/study/stage1/points/stage1)
-  steps=N   updates of an arm (default: 4000, half of stage 1 as published)
+  steps=N   updates of an arm (default: 2000, a quarter of stage 1)
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _FROM, _STEPS = 'from', 'steps'
 
 def get_config(arg: str = '') -> train.Config:
   pairs = design.parse(arg, _FROM, _STEPS)
-  steps = labelled.number(dict(pairs), _STEPS, 4000)
+  steps = labelled.number(dict(pairs), _STEPS, 2000)
   config = stage2.get_config('demo')
   config.workdir = f'{design.FOLDER}/arms'
   config.init_from = dict(pairs).get(
