@@ -5,6 +5,11 @@ A job of several processes starts this command once in each:
 docs/scaling.md.
 """
 
+if __name__ == '__main__':
+  from sslam_jax import huge_pages
+
+  huge_pages.restart()  # before the imports, which take seconds
+
 import argparse
 import contextlib
 import logging

@@ -72,7 +72,8 @@ ALLOWED = {
                  'processes', 'resampling', 'state', 'views'},
     'probes': {'metrics'},
     'probing': {'clips', 'features', 'metrics', 'probes'},
-    'main': {'config', 'processes', 'train', 'watch'},
+    'huge_pages': set(),
+    'main': {'config', 'huge_pages', 'processes', 'train', 'watch'},
 }  # fmt: skip
 # Imported where used.
 _HEAVY = {'matplotlib', 'librosa', 'torch', 'sklearn', 'pyarrow', 'safetensors'}

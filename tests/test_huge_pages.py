@@ -1,0 +1,53 @@
+"""Pages of 2 MiB: the command starts anew, once, with what it was given."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPT = """
+import os, sys
+from sslam_jax import huge_pages
+print('begun', os.getpid(), flush=True)
+huge_pages.restart()
+print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])
+"""
+
+
+def begun(tunables):
+  """How often the script began, and what it printed at last."""
+  environment = {name: value for name, value in os.environ.items()
+                 if name != 'GLIBC_TUNABLES'}
+  if tunables is not None:
+    environment['GLIBC_TUNABLES'] = tunables
+  said = subprocess.run(
+      [sys.executable, '-X', 'utf8', '-c', _SCRIPT, 'a b', '--c'],
+      env=environment, capture_output=True, text=True, check=True,
+  ).stdout.splitlines()
+  assert len(set(said[:-1])) == 1  # the same process
+  return len(said) - 1, said[-1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='wants glibc')
+@pytest.mark.parametrize(('tunables', 'times', 'then'), [
+    (None, 2, 'glibc.malloc.hugetlb=1'),
+    ('glibc.malloc.arena_max=2', 2,
+     'glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1'),
+    ('glibc.malloc.hugetlb=0', 1, 'glibc.malloc.hugetlb=0'),
+])
+def test_a_command_starts_anew_once_with_what_it_was_given(
+    tunables, times, then
+):
+  assert begun(tunables) == (times, f'{then} a b --c')
+
+
+def test_nothing_starts_anew_without_glibc(monkeypatch):
+  from sslam_jax import huge_pages
+
+  monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+  monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
+  monkeypatch.setattr(os, 'execv', lambda *args: pytest.fail('started'))
+  huge_pages.restart()
+  assert 'GLIBC_TUNABLES' not in os.environ
