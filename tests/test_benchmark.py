@@ -892,3 +892,12 @@ def test_missing_data_are_an_error(tmp_path, capsys):
   args = ['--config=configs/stage1.py:demo,folder=nowhere', '--parts=source']
   assert benchmark.main(args) == 2
   assert 'error: nowhere: want a folder' in capsys.readouterr().err
+
+
+def test_a_classifier_has_the_classes_of_its_data(tmp_path, capsys):
+  out = tmp_path / 'out.json'
+  assert benchmark.main([
+      '--config=configs/finetune.py:demo', '--parts=memory', '--batches=4,8',
+      f'--json={out}', '--config.objective.vit.depth=1']) == 0
+  classes = json.loads(out.read_text())['config']['data']['views']['classes']
+  assert len(classes) == 12

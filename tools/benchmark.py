@@ -90,11 +90,12 @@ def main(args: list[str]) -> int:
 def _report(
     options: argparse.Namespace, this: list[str], other: list[str]
 ) -> dict[str, Any]:
-  config = main_lib.parse(this)
+  config = train.resolved(main_lib.parse(this))
   if options.against_commit is not None:
     return _compare_commits(options, this, other)
   if other != this:
-    return compare(config, main_lib.parse(other), options.seconds)
+    return compare(config, train.resolved(main_lib.parse(other)),
+                   options.seconds)
   return measure(config, Settings(
       parts=options.parts, workers=options.workers, batches=options.batches,
       devices=options.devices, seconds=options.seconds,
