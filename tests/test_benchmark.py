@@ -900,4 +900,4 @@ def test_a_classifier_has_the_classes_of_its_data(tmp_path, capsys):
       '--config=configs/finetune.py:demo', '--parts=memory', '--batches=4,8',
       f'--json={out}', '--config.objective.vit.depth=1']) == 0
   classes = json.loads(out.read_text())['config']['data']['views']['classes']
-  assert len(classes) == 12
+  assert len(classes) == 16
