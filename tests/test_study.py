@@ -306,11 +306,11 @@ def test_page_has_means_paired_differences_and_what_is_missing(
       'results.md', 'arms.png', 'arms-linear.png', 'finetune.png']
   (losses, *_), (linear_axis, *_) = (axes for _, axes in drawn[:2])
   curves = {line.get_label(): line.get_ydata() for line in losses.lines}
-  assert list(curves['mb_pma']) == [2.0, 1.0]  # of the run that is done
+  assert list(curves['MB-PMA']) == [2.0, 1.0]  # of the run that is done
   bars = {each.get_label(): each.lines[2][0].get_segments()
           for each in linear_axis.containers}
-  assert [len(bar) for bar in bars['mb_pma']] == [0]  # one seed
-  assert [len(bar) for bar in bars['sslam']] == [2]
+  assert [len(bar) for bar in bars['MB-PMA']] == [0]  # one seed
+  assert [len(bar) for bar in bars['SSLAM']] == [2]
   text = (planted.parent / 'page' / 'results.md').read_text()
   linear, tuned = text.split('## Fine-tuning')
   rows, rows_std = linear.split('### arms: features `rows+rows_std`')

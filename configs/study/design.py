@@ -24,6 +24,8 @@ from sslam_jax import train
 FOLDER = 'runs/study'  # of the whole study
 STAGE1, RANDOM = 'stage1', 'random'
 ARMS = (*stage2.ARMS, 'sslam')
+TITLES = {RANDOM: 'random weights', STAGE1: 'stage 1 alone', 'mb_ua': 'MB-UA',
+          'mb_pma': 'MB-PMA', 'mb_ua_pma': 'MB-UA-PMA', 'sslam': 'SSLAM'}
 ARMS_PART = 'arms'  # those that are fine-tuned
 # The arms once more, otherwise trained: words of arms.py.
 VARIANTS = {'arms-short': 'steps=1000'}

@@ -24,9 +24,6 @@ from tools.sweeping import scores as scores_lib
 RESULTS, COMMANDS = 'results.md', 'commands.jsonl'
 _ARMS = (design.ARMS_PART, *design.VARIANTS)
 _COMPARED = [arm for arm in design.ARMS if arm != comparing.BASELINE]
-_ROWS = {design.RANDOM: 'random weights', design.STAGE1: 'stage 1 alone',
-         'mb_ua': 'MB-UA', 'mb_pma': 'MB-PMA', 'mb_ua_pma': 'MB-UA-PMA',
-         'sslam': 'SSLAM'}
 _MIXED = 'polyphonic', 'mixtures'  # tasks with clips of several sources
 _METRICS = {runs_lib.MAP: 'mAP', runs_lib.ACCURACY: 'accuracy'}
 
@@ -136,8 +133,9 @@ def _hours(runs: Runs) -> str:
       found.setdefault(run.label, []).append(
           run.config.steps * run.config.batch / rate / 3600
       )
-  return ', '.join(f'{statistics.fmean(hours):.2f} ({_ROWS.get(label, label)})'
-                   for label, hours in found.items())
+  return ', '.join(
+      f'{statistics.fmean(hours):.2f} ({design.TITLES.get(label, label)})'
+      for label, hours in found.items())
 
 
 def _linear(runs: Runs, drawn: Sequence[str]) -> Iterator[str]:
@@ -171,22 +169,22 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
   yield ''
   yield _row('', 'n', *map(_title, columns))
   yield _rule(len(columns) + 2)
-  for label in (label for label in _ROWS if label in scores):
+  for label in (label for label in design.TITLES if label in scores):
     seeds = scores[label]
-    yield _row(_ROWS[label], str(len(seeds)), *(
+    yield _row(design.TITLES[label], str(len(seeds)), *(
         scores_lib.cell(
             [values[column] for values in seeds.values() if column in values],
             len(seeds), mean='.4f', spread='.4f',
         ) for column in columns))
-  yield from ('', f'Differences from {_ROWS[comparing.BASELINE]}, seed by '
-              f'seed:', '')
+  yield from ('', f'Differences from {design.TITLES[comparing.BASELINE]}, seed '
+              f'by seed:', '')
   yield _row('arm', 'score', 'n', 'difference', '95 % interval', 'ahead',
                   'beyond 0?')
   yield _rule(7)
   for label in _COMPARED:
     for column in columns:
       if values := comparing.paired(scores, label, column):
-        yield _row(_ROWS[label], _title(column),
+        yield _row(design.TITLES[label], _title(column),
                         *_difference(comparing.difference(values)))
 
 
