@@ -8,6 +8,7 @@ import pathlib
 
 from sslam_jax import catalogue
 from sslam_jax import clips
+from sslam_jax import polyphony
 from sslam_jax import sampling
 from sslam_jax import soundscapes
 
@@ -31,6 +32,8 @@ def sources(
   if 'folds' in dict(pairs):
     if test:
       raise ValueError('folds: want it without test data; got both')
+    if 'mixtures' in dict(own):  # the same recordings would be in all folds
+      raise ValueError('folds: want it without mixtures=...; got both')
     return _folds(catalogue.build(own), dict(pairs))
   if not test and 'split' not in dict(own):
     own, test = _split(own)
@@ -85,8 +88,8 @@ def _folds(
 def _scenes(
     source: clips.Source, scene_s: float | None, seed: int
 ) -> clips.Source:
-  if isinstance(source, soundscapes.Soundscapes):
+  if isinstance(source, soundscapes.Soundscapes | polyphony.Mixtures):
     source.seed += seed  # or the test would be of training's scenes
-    if scene_s is not None:
-      source.length_s = scene_s
+  if isinstance(source, soundscapes.Soundscapes) and scene_s is not None:
+    source.length_s = scene_s
   return source

@@ -71,6 +71,9 @@ def build(pairs: Sequence[tuple[str, str]]) -> clips.Source:
     raise ValueError(f'data source: want {choices}; got none')
   joined = _joined(named, options)
   if 'mixtures' in options:
+    for word in ('shares', 'weights'):
+      if word in options:
+        raise ValueError(f'{word}: want it without mixtures=..., got both')
     joined = _mixtures(joined, options)
   if 'weights' not in options:
     if 'epoch' in options:
@@ -143,10 +146,9 @@ def _soundscapes(
   scenes = soundscapes.Soundscapes()
   if value:
     scenes.clips = _number('soundscapes', value)
-  # Beside mixtures these are of the mixtures.
-  if 'seed' in options and 'mixtures' not in options:
+  if 'seed' in options:
     scenes.seed = _number('seed', options['seed'])
-  if 'length' in options and 'mixtures' not in options:
+  if 'length' in options:
     scenes.length_s = _seconds('length', options['length'])
   return dataclasses.replace(scenes)  # which checks it
 

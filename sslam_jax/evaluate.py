@@ -121,7 +121,7 @@ class Probe:
       with a moving average, that.)
     features: Kinds of `features.KINDS`, joined by +. Several such, with commas
       between them, are computed in one pass and probed each for itself; the
-      values are then NAME_FEATURES_map and so on.
+      values are then NAME_FEATURES_map and so on, with _ for +.
     length_s: What is heard of a clip, from its start; more than the encoder is
       trained on is cut into windows of that length. None: as in training.
     groups: FILE.csv:COLUMN, by whose column `path` training clips stay together
@@ -146,6 +146,9 @@ class Probe:
   def __post_init__(self) -> None:
     _check_fields(self)
     self._all_kinds()
+    specs = self.features.split(',')
+    if len(set(specs)) < len(specs):
+      raise ValueError(f'features: want each once, got {self.features}')
     if self.length_s is not None and not 0 < self.length_s < 1e5:
       raise ValueError(f'length_s: want a length above 0, or None, '
                        f'got {self.length_s}')
@@ -179,7 +182,7 @@ class Probe:
       train, test = (computed(encoder, source) for source in task.sources)
       if bad := [*train.damaged, *test.damaged]:
         _logger.warning('%s: %d damaged clips are left out, the first: %s: %s',
-                        self.name, len(bad), *bad[0])
+                        self.name, len(dict(bad)), *bad[0])
       specs = self.features.split(',')
       values: dict[str, float] = {}
       for spec in specs:
@@ -187,7 +190,9 @@ class Probe:
             probing.labelled([train], spec, task), probing.vectors(test, spec),
             is_single=task.is_single, seed=self.seed,
         )
-        start = f'{self.name}_{spec}' if len(specs) > 1 else self.name
+        # TensorBoard knows + in no name.
+        start = (f'{self.name}_{spec.replace("+", "_")}' if len(specs) > 1
+                 else self.name)
         scored = probing.scored(found.score_MxC, test, task)
         values |= {f'{start}_{name}': value
                    for name, value in _probed(scored, task).items()}

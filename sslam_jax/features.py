@@ -120,8 +120,9 @@ def extracted(
 
   They are found again by a hash of the weights, the front end and `kinds`; of
   the configuration of the source, the labels of all clips and the lengths of
-  some. So audio that was replaced by audio of the same length goes unnoticed:
-  remove the folder then. A killed extraction goes on where it was.
+  some. So audio that was replaced by audio of the same length goes unnoticed
+  (in mixtures by any audio): remove the folder then. A killed extraction goes
+  on where it was.
 
   Args:
     network: What computes them.

@@ -11,6 +11,7 @@ import platform
 import sys
 
 _VARIABLE, _TUNABLE = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb'
+_RESTARTED = 'SSLAM_JAX_RESTARTED'  # glibc drops its own for some programs
 
 
 def restart() -> None:
@@ -18,12 +19,13 @@ def restart() -> None:
 
   glibc decides as a process starts; the process keeps its number. To be called
   first of all: what is imported before is imported twice, and what is in
-  memory is lost. It does nothing where there is no glibc, and where
-  GLIBC_TUNABLES has `glibc.malloc.hugetlb` already (0: no such pages).
+  memory is lost. It does nothing where there is no glibc, under a debugger, and
+  where GLIBC_TUNABLES has `glibc.malloc.hugetlb` (0: no such pages) already.
   """
   tunables = os.environ.get(_VARIABLE, '')
-  if (_TUNABLE in tunables or platform.libc_ver()[0] != 'glibc'
-      or not sys.executable):
+  if (_TUNABLE in tunables or _RESTARTED in os.environ or sys.gettrace()
+      or platform.libc_ver()[0] != 'glibc' or not sys.executable):
     return
+  os.environ[_RESTARTED] = '1'
   os.environ[_VARIABLE] = ':'.join(filter(None, [tunables, f'{_TUNABLE}=1']))
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

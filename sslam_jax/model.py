@@ -262,7 +262,7 @@ def _cpu_attention(*qkv_RxSxHxd: Array) -> Array:
   times as long.
   """
 
-  @jax.checkpoint
+  @functools.partial(jax.checkpoint, prevent_cse=False)  # in a loop
   def row(qkv_SxHxd: tuple[Array, Array, Array]) -> Array:
     q_HxSxd, k_HxSxd, v_HxSxd = (x.swapaxes(0, 1) for x in qkv_SxHxd)
     score_HxSxS = jnp.einsum('hqd,hkd->hqk', q_HxSxd, k_HxSxd,

@@ -3,7 +3,8 @@
 A mixture is clips of different labels at random levels, all of which sound
 together with its longest one; its labels are theirs. Which clips, where and how
 loud is drawn first, as a cheap plan; the recordings are read when the mixture
-is. All of it is a function of the seed and the index, in any process.
+is, and a damaged one raises BadClip under its own id. All of it is a function
+of the seed and the index, in any process.
 """
 
 import collections
@@ -19,6 +20,7 @@ from sslam_jax import resampling
 
 _LOUD_S = 0.05  # A source is as loud as its loudest stretch of this length.
 _LOUD_RMS = 10 ** (-30 / 20)  # of full scale, at a gain of 0 dB
+_SILENT_RMS = 10 ** (-80 / 20)  # What is quieter is not made as loud as that.
 _PEAK = 0.99
 
 
@@ -43,7 +45,7 @@ class Mixtures:
   """A source of mixtures.
 
   Attributes:
-    source: Labelled clips; those without a label are left out.
+    source: Clips with one label each; those without a label are left out.
     clips: How many mixtures. Mixture i has 1 + i % `max_sources` clips, so
       that each number of them is as frequent.
     max_sources: See there. Labels are drawn first, each as likely as any other,
@@ -67,8 +69,8 @@ class Mixtures:
     for name in ('clips', 'max_sources', 'rate_hz'):
       _check(getattr(self, name) >= 1, name, 'at least 1', getattr(self, name))
     _check(self.seed >= 0, 'seed', 'at least 0', self.seed)
-    _check(0 < self.length_s < math.inf, 'length_s', 'a length above 0',
-           self.length_s)
+    _check(1 <= self.length_s * self.rate_hz < math.inf, 'length_s',
+           'a sample at least', self.length_s)
     low, high = self.gain_db
     _check(-math.inf < low <= high < math.inf, 'gain_db', '(lowest, highest)',
            self.gain_db)
@@ -103,7 +105,8 @@ class Mixtures:
     """Draws what a mixture is made of, without any audio.
 
     Raises:
-      ValueError: The source has fewer labels than `max_sources`.
+      ValueError: The source has fewer labels than `max_sources`, or a clip with
+        several.
     """
     if not 0 <= operator.index(index) < self.clips:
       raise IndexError(f'index: want 0 to {self.clips - 1}, got {index}')
@@ -125,7 +128,10 @@ class Mixtures:
     """The clips of each label that has some."""
     found = collections.defaultdict(list)
     for index in range(len(self.source)):
-      for label in self.source.labels(index):
+      labels = self.source.labels(index)
+      _check(len(labels) < 2, f'mixtures of clips: clip {index}',
+             'at most one label', labels)
+      for label in labels:
         found[label].append(index)
     return [np.array(found[label]) for label in self.classes if label in found]
 
@@ -155,7 +161,7 @@ class Mixtures:
     wave_S = resampling.resample(wave_S, clip.rate_hz, self.rate_hz)[:samples]
     loudest = _loudest_rms(wave_S, round(_LOUD_S * self.rate_hz))
     level = _LOUD_RMS * 10 ** (part.gain_db / 20)
-    return wave_S * np.float32(level / loudest if loudest else 0.0)
+    return wave_S * np.float32(level / max(loudest, _SILENT_RMS))
 
 
 def _loudest_rms(wave_S: np.ndarray, width: int) -> float:

@@ -326,11 +326,13 @@ def test_several_features_are_probed_in_one_pass():
            for spec in specs}
   both = probe_values(1, train=source, test=source, features=','.join(specs))
   assert both == {
-      name.replace('probe_', f'probe_{spec}_', 1): value
+      name.replace('probe_', f'probe_{spec.replace("+", "_")}_', 1): value
       for spec in specs for name, value in alone[spec].items()}
   assert alone['mean'] != alone['std+mean']
-  with pytest.raises(ValueError, match="features: want class, .*; got ''"):
-    evaluate.Probe(train=source, test=source, features='mean,')
+  for wrong, message in (('mean,', "features: want class, .*; got ''"),
+                         ('std,std', 'features: want each once, got std,std')):
+    with pytest.raises(ValueError, match=message):
+      evaluate.Probe(train=source, test=source, features=wrong)
 
 
 def test_a_probe_of_a_classifier_is_of_what_is_evaluated():

@@ -16,12 +16,13 @@ print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])
 """
 
 
-def begun(tunables):
+def begun(tunables, **more):
   """How often the script began, and what it printed at last."""
   environment = {name: value for name, value in os.environ.items()
-                 if name != 'GLIBC_TUNABLES'}
+                 if name not in ('GLIBC_TUNABLES', 'SSLAM_JAX_RESTARTED')}
   if tunables is not None:
     environment['GLIBC_TUNABLES'] = tunables
+  environment |= more
   said = subprocess.run(
       [sys.executable, '-X', 'utf8', '-c', _SCRIPT, 'a b', '--c'],
       env=environment, capture_output=True, text=True, check=True,
@@ -43,10 +44,16 @@ def test_a_command_starts_anew_once_with_what_it_was_given(
   assert begun(tunables) == (times, f'{then} a b --c')
 
 
+def test_no_command_starts_anew_for_ever():
+  # As where glibc has dropped its variable on the way.
+  assert begun(None, SSLAM_JAX_RESTARTED='1') == (1, 'None a b --c')
+
+
 def test_nothing_starts_anew_without_glibc(monkeypatch):
   from sslam_jax import huge_pages
 
-  monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+  for name in ('GLIBC_TUNABLES', 'SSLAM_JAX_RESTARTED'):
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
   monkeypatch.setattr(os, 'execv', lambda *args: pytest.fail('started'))
   huge_pages.restart()

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import flax
 import jax
@@ -393,15 +394,27 @@ def kept(module, params, *inputs):
   return [x.shape for x in jax.tree.leaves(jax.eval_shape(back, params))]
 
 
-@pytest.mark.parametrize(('remat', 'wide'), [(False, 1), (True, 0)])
-def test_of_a_block_no_scores_and_one_wide_product_are_kept(remat, wide):
+@pytest.mark.parametrize(
+    ('remat', 'wide', 'narrow'), [(False, 1, 4), (True, 0, 1)])
+def test_of_a_block_no_scores_and_one_wide_product_are_kept(
+    remat, wide, narrow
+):
   vit = model.Vit(width=32, depth=3, heads=2, remat=remat)
   encoder, mel = model.Encoder(vit), draw((2, FRAMES, MEL_BINS))
   params = jax.eval_shape(encoder.init, jax.random.key(0), mel)
   shapes = kept(encoder, params, mel)
   assert shapes.count((3, 2, 1 + PATCHES, 4 * 32)) == wide
+  # The block's input; and what attention, its projection and the MLP return.
+  assert shapes.count((3, 2, 1 + PATCHES, 32)) == narrow
   # Attention's scores, the largest of all where there are many tokens.
   assert not [x for x in shapes if x[-2:] == (1 + PATCHES, 1 + PATCHES)]
+
+
+def test_of_attention_on_a_cpu_no_weights_are_kept():
+  alone = types.SimpleNamespace(
+      apply=lambda scale, x: model._cpu_attention(scale * x, x, x))
+  shapes = kept(alone, np.float32(1), draw((2, 9, 4, 8)))
+  assert shapes and not [x for x in shapes if x[-2:] == (9, 9)]
 
 
 def test_of_a_decoder_layer_its_input_and_convolution_are_kept():

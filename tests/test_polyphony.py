@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 
+from configs import labelled
 from sslam_jax import catalogue
 from sslam_jax import clips
 from sslam_jax import polyphony
+from sslam_jax import soundscapes
 
 _RATE_HZ = 8_000
 _BANDS_HZ = {'a': 500, 'b': 1_100, 'c': 1_900, 'd': 2_900, 'e': 3_300}
@@ -94,10 +96,30 @@ def test_every_part_sounds_together_with_the_longest():
     active_F = np.flatnonzero(np.abs(frame_FxS).max(1) > 1e-4)
     assert active_F[-1] - active_F[0] + 1 == len(active_F)  # no gap
     starts.append(active_F[0] / 80)
-    longest_s = max(Tones()[x.index].samples for x in source.plan(index)) / 8e3
-    # Middles lie within the longest: at most half of a part on either side.
-    assert len(active_F) / 80 <= longest_s + longest_s + 0.03
   assert min(starts) < 0.3 < 3.2 < max(starts)  # all over the mixture
+
+
+def test_half_of_every_part_lies_within_the_longest():
+  source = mixtures(Tones(longest_s=4.0), clips=100, length_s=5.0)
+  time_S = np.arange(40_000) / _RATE_HZ
+  least = 1.0
+  for index in range(100):
+    wave_S, parts = source[index].read(0, 40_000), source.plan(index)
+    spans, lengths = [], []
+    for part in parts:
+      clip = Tones(longest_s=4.0)[part.index]
+      lengths.append(clip.samples)
+      # Where a pitch is: the tones are well apart.
+      tone_S = wave_S * np.exp(-2j * np.pi * _BANDS_HZ[clip.labels[0]] * time_S)
+      level_S = np.abs(np.convolve(tone_S, np.ones(200) / 200, 'same'))
+      loud_S = np.flatnonzero(level_S > level_S.max() / 2)
+      spans.append((loud_S[0], loud_S[-1] + 1))
+      assert loud_S[-1] - loud_S[0] == pytest.approx(clip.samples, abs=120)
+    begin, end = spans[np.argmax(lengths)]
+    for span in spans:
+      inside = min(end, span[1]) - max(begin, span[0])
+      least = min(least, inside / (span[1] - span[0]))
+  assert 0.46 < least < 0.6
 
 
 def test_mixtures_are_a_function_of_seed_and_index():
@@ -122,14 +144,25 @@ def test_clips_are_resampled_and_cut_to_the_mixture():
   assert lengths == {8_000}
 
 
-def test_a_silent_clip_stays_silent():
+def test_what_is_silent_stays_so():
   wave_S = mixtures(Tones(level=0.0))[3].read(0, 16_000)
   np.testing.assert_array_equal(wave_S, 0)
+  # 43 dB below -80 dB: raised by 50 dB, as what is at -80 dB.
+  faint_S = mixtures(Tones(level=1e-6), gain_db=(0, 0))[0].read(0, 16_000)
+  assert np.abs(faint_S).max() == pytest.approx(1e-6 * 10**2.5, rel=0.01)
+
+
+def test_labels_and_clips_are_equally_likely():
+  source = mixtures(clips=4000, max_sources=1)
+  indices = [part.index for i in range(4000) for part in source.plan(i)]
+  # Within four deviations of 800 and of 200.
+  assert np.abs(np.bincount([x % 5 for x in indices]) - 800).max() < 100
+  assert np.abs(np.bincount(indices) - 200).max() < 56
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
     ({'clips': 0}, 'clips: want at least 1, got 0'),
-    ({'length_s': 0.0}, 'length_s: want a length above 0, got 0.0'),
+    ({'length_s': 1e-6}, 'length_s: want a sample at least, got 1e-06'),
     ({'gain_db': (0.0, -1.0)}, 'gain_db: want (lowest, highest), got (0.0, -1'),
     ({'seed': -1}, 'seed: want at least 0, got -1'),
 ])
@@ -146,16 +179,45 @@ def test_too_few_labels_are_told():
     mixtures()[40]
 
 
+def test_clips_of_several_labels_are_refused():
+  scenes = soundscapes.Soundscapes(clips=8)
+  several = next(i for i in range(8) if len(scenes.labels(i)) > 1)
+  message = f'clip {several}: want at most one label'
+  with pytest.raises(ValueError, match=message):
+    mixtures(scenes).plan(0)
+
+
+def test_a_damaged_part_is_told_by_its_own_id():
+  source = Tones()
+  source.__class__ = type('Bad', (Tones,), {'__getitem__': damaged})
+  with pytest.raises(clips.BadClip, match='tone-[0-9]+: want readable audio'):
+    mixtures(source)[2].read(0, 10)
+
+
+def damaged(source, index):
+  raise clips.BadClip(f'tone-{index}', 'noise')
+
+
 def test_words_make_mixtures():
-  made = catalogue.source('soundscapes=8,mixtures=30,length=3,seed=5')
+  made = catalogue.source('folder=a,folder=b,mixtures=30,length=3,seed=5')
   assert isinstance(made, polyphony.Mixtures)
   assert (made.clips, made.length_s, made.seed) == (30, 3.0, 5)
-  assert (made.source.clips, made.source.length_s, made.source.seed) == (
-      8, 10.0, 0)
+  assert made.source.paths == ('a', 'b')
   for words, message in (
       ('folder=x,length=3', 'length: want it with soundscapes=... or mixtures'),
       ('soundscapes,mixtures=many', "mixtures: want a number, got 'many'"),
-      ('soundscapes,mixtures=3,length=x', "length: want seconds, got 'x'"),
+      ('folder=x,mixtures=3,length=x', "length: want seconds, got 'x'"),
+      ('folder=x,folder=y,shares=1:2,mixtures=3', 'shares: want it without'),
+      ('folder=x,weights=labels,mixtures=3', 'weights: want it without'),
   ):
     with pytest.raises(ValueError, match=re.escape(message)):
       catalogue.source(words)
+
+
+def test_mixtures_to_test_are_others_and_folds_are_of_no_mixtures():
+  train, test = labelled.sources([
+      ('folder', 'a'), ('mixtures', '9'), ('test_folder', 'b'),
+      ('test_mixtures', '9')])
+  assert (train.seed, test.seed) == (0, 1)
+  with pytest.raises(ValueError, match='folds: want it without mixtures'):
+    labelled.sources([('folder', 'a'), ('mixtures', '9'), ('folds', '5')])

@@ -255,7 +255,7 @@ def record(folder, name, seed):
 
 def probed(polyphonic, one, animals):
   return {'polyphonic_rows_map': polyphonic, 'polyphonic_rows_map_1': one,
-          'polyphonic_rows+rows_std_map': 0.9, 'animals_rows_accuracy': animals}
+          'polyphonic_rows_rows_std_map': 0.9, 'animals_rows_accuracy': animals}
 
 
 @pytest.fixture

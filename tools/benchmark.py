@@ -90,9 +90,9 @@ def main(args: list[str]) -> int:
 def _report(
     options: argparse.Namespace, this: list[str], other: list[str]
 ) -> dict[str, Any]:
-  config = train.resolved(main_lib.parse(this))
   if options.against_commit is not None:
     return _compare_commits(options, this, other)
+  config = train.resolved(main_lib.parse(this))
   if other != this:
     return compare(config, train.resolved(main_lib.parse(other)),
                    options.seconds)

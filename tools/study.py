@@ -50,7 +50,7 @@ from tools.sweeping import points as points_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CONFIGS = _ROOT / 'configs' / 'study'
-_MODEL = 'arms/points/sslam,seed=1'
+_MODEL = f'{design.ARMS_PART}/points/sslam,seed=1'
 _CACHE = 'JAX_COMPILATION_CACHE_DIR'
 _STOPPED = (3, 130)  # exit statuses of a sweep that was told to stop
 
@@ -103,7 +103,7 @@ def parts(workdir: str, words: list[str]) -> dict[str, str]:
            design.ARMS_PART: spec('arms', f'from={stage1}')}
   for name, more in design.VARIANTS.items():
     found[name] = spec('arms', f'from={stage1}', more)
-  for task in design.tuned(design.parse(','.join(words))):
+  for task in design.tunings(design.parse(','.join(words))):
     found[f'{runs_lib.FINETUNE}{task}'] = spec(
         'finetune', f'task={task}', f'from={workdir}'
     )
@@ -201,8 +201,8 @@ def _chosen(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _check_recordings(args: argparse.Namespace) -> None:
-  wanted = ('animals/train', 'digits/train', 'oneshots/train',
-            'polyphonic/labels.csv')
+  wanted = [*(f'{name}/{part}' for part in ('train', 'test')
+              for name in design.PRETRAINING_SETS), 'polyphonic/labels.csv']
   folder = pathlib.Path(args.data)
   missing = [name for name in wanted if not (folder / name).exists()]
   if missing and not args.soundscapes:
@@ -228,8 +228,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument('--quick', action='store_true', help='a hundredth of '
                       'the updates, a tenth of the tasks\' clips, 2 seeds')
   parser.add_argument('--only', type=lambda text: text.split(','),
-                      metavar='PART,...', help='stage1, arms, arms-short, '
-                      'finetune-TASK')
+                      metavar='PART,...',
+                      help=', '.join([design.STAGE1, design.ARMS_PART,
+                                      *design.VARIANTS, 'finetune-TASK']))
   parser.add_argument('--jobs', type=int, default=1, metavar='N',
                       help='runs at a time (default: 1)')
   parser.add_argument('--devices', metavar='0,1,...',

@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> train.Config:
   pairs = design.parse(arg, _FROM, _STEPS)
   steps = labelled.number(dict(pairs), _STEPS, 2000)
   config = stage2.get_config('demo')
-  config.workdir = f'{design.FOLDER}/arms'
+  config.workdir = f'{design.FOLDER}/{design.ARMS_PART}'
   config.init_from = dict(pairs).get(
       _FROM, f'{design.FOLDER}/{design.STAGE1}/points/{design.STAGE1}'
   )

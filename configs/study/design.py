@@ -36,9 +36,22 @@ _FRAMES = 256  # 2.56 s, 16 columns of patches
 _SCENES = ('soundscapes', '')
 _QUICK = ('quick', '')
 _FASTER, _FEWER = 100, 10
-_PRETRAINING_SETS = ('animals', 'digits', 'oneshots')  # no mixtures among them
+PRETRAINING_SETS = ('animals', 'digits', 'oneshots')  # no mixtures among them
 
 Pairs = list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+  """How a network is fine-tuned, as in docs/results.md.
+
+  Attributes:
+    frames: Length of the spectrograms.
+    steps: Updates.
+  """
+
+  frames: int
+  steps: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,16 +61,13 @@ class Task:
   Attributes:
     words: Of configs/finetune.py, for its training and test clips.
     length_s: What a probe hears of a clip.
-    frames: Length of the spectrograms in fine-tuning; None: it is probed
-      alone.
-    steps: Updates of fine-tuning. Both as in docs/results.md.
+    tuning: None: networks are probed on it alone.
     groups: As of `evaluate.Probe`.
   """
 
   words: str
   length_s: float
-  frames: int | None = None
-  steps: int = 0
+  tuning: Tuning | None = None
   groups: str | None = None
 
 
@@ -86,7 +96,7 @@ def tasks(pairs: Pairs) -> dict[str, Task]:
     return {'polyphonic': Task(
         words='soundscapes=1000,length=5.12,seed=1,test_soundscapes=1000,'
               'test_length=5.12,test_seed=1',
-        length_s=5.12, frames=512, steps=900,
+        length_s=5.12, tuning=Tuning(frames=512, steps=900),
     )}
   where = dict(pairs).get('data', RECORDINGS)
 
@@ -96,29 +106,32 @@ def tasks(pairs: Pairs) -> dict[str, Task]:
   return {
       'polyphonic': Task(
           words=f'csv={where}/polyphonic/labels.csv,label=classes,multi_label',
-          length_s=5.12, frames=512, steps=900,
+          length_s=5.12, tuning=Tuning(frames=512, steps=900),
       ),
       # More of them, made of the same recordings: smaller differences show.
       'mixtures': Task(
           words=f'{_folders(where, "train")},mixtures=2000,seed=1,'
                 f'{_folders(where, "test", "test_")},test_mixtures=2000,'
-                'test_seed=2',
+                'test_seed=1',
           length_s=5.12,
       ),
       'animals': Task(
-          words=parts('animals'), length_s=5.12, frames=256, steps=800,
+          words=parts('animals'), length_s=5.12,
+          tuning=Tuning(frames=256, steps=800),
           groups=f'{where}/animals/groups.csv:session_group',
       ),
       'digits': Task(
-          words=parts('digits'), length_s=1.28, frames=64, steps=1500,
+          words=parts('digits'), length_s=1.28,
+          tuning=Tuning(frames=64, steps=1500),
           groups=f'{where}/digits/labels.csv:speaker',
       ),
   }
 
 
-def tuned(pairs: Pairs) -> dict[str, Task]:
-  """The tasks that networks are fine-tuned on."""
-  return {name: task for name, task in tasks(pairs).items() if task.frames}
+def tunings(pairs: Pairs) -> dict[str, Tuning]:
+  """Of the tasks that networks are fine-tuned on, by name."""
+  return {name: task.tuning for name, task in tasks(pairs).items()
+          if task.tuning is not None}
 
 
 def task_clips(task: Task, pairs: Pairs) -> tuple[clips.Source, clips.Source]:
@@ -168,12 +181,12 @@ def _single_sounds(pairs: Pairs) -> clips.Source:
     return soundscapes.Soundscapes(length_s=4.0, max_events=1)
   where = dict(pairs).get('data', RECORDINGS)
   return catalogue.build([('folder', f'{where}/{name}/train')
-                          for name in _PRETRAINING_SETS])
+                          for name in PRETRAINING_SETS])
 
 
 def _folders(where: str, part: str, before: str = '') -> str:
   return ','.join(f'{before}folder={where}/{name}/{part}'
-                  for name in _PRETRAINING_SETS)
+                  for name in PRETRAINING_SETS)
 
 
 def _few(source: clips.Source) -> clips.Source:

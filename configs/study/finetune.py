@@ -25,15 +25,15 @@ _TASK, _FROM = 'task', 'from'
 
 def get_config(arg: str = '') -> train.Config:
   pairs = design.parse(arg, _TASK, _FROM)
-  name, task = _task(pairs)
+  name = _task(pairs)
+  task, tuning = design.tasks(pairs)[name], design.tunings(pairs)[name]
   config = finetune.get_config(f'demo,run=none,{task.words}')
   config.workdir = f'{design.FOLDER}/finetune-{name}'
   config.data.source, test_clips = design.task_clips(task, pairs)
-  assert task.frames is not None
-  config.data.mel = design.mel(pairs, task.frames)
+  config.data.mel = design.mel(pairs, tuning.frames)
   is_multi = name == 'polyphonic'
   config.evals = (evaluate.Test(source=test_clips, by_sources=is_multi),)
-  design.lengthen(config, pairs, task.steps, task.steps // 10)
+  design.lengthen(config, pairs, tuning.steps, tuning.steps // 10)
   objective = config.objective
   assert isinstance(objective, classify.Classify)
   if is_multi:
@@ -49,16 +49,17 @@ def sweep(arg: str = '') -> Iterator[sweeping.Point]:
       {'name': design.STAGE1, 'init_from': stage1},
       {'name': design.RANDOM, 'init_from': None},
   ]
+  arms_folder = f'{folder}/{design.ARMS_PART}/points'
   for seed in design.seeds(pairs):
     end = f',{sweeping.part(sweeping.SEED, seed[sweeping.SEED])}'
-    arms = [{'name': arm, 'init_from': f'{folder}/arms/points/{arm}{end}'}
+    arms = [{'name': arm, 'init_from': f'{arms_folder}/{arm}{end}'}
             for arm in design.ARMS]
     yield from sweeping.join([*arms, *starts], [seed])
 
 
-def _task(pairs: design.Pairs) -> tuple[str, design.Task]:
-  tasks, name = design.tuned(pairs), dict(pairs).get(_TASK)
+def _task(pairs: design.Pairs) -> str:
+  tasks, name = design.tunings(pairs), dict(pairs).get(_TASK)
   if name not in tasks:
     raise ValueError(f'task: want task=NAME, of {", ".join(tasks)}; '
                      f'got {name}')
-  return name, tasks[name]
+  return name

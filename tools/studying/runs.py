@@ -20,7 +20,7 @@ BY_SOURCES = tuple(f'{MAP}_{count}' for count in (1, 2, 3, 4))
 MIXED = f'{MAP}_mixed'  # mean of the mAP of clips with 2, 3 and 4 sources
 _OF_MIXED = BY_SOURCES[1:]
 _PROBED = re.compile(
-    rf'(.+?)_({"|".join(map(re.escape, design.FEATURES))})_'
+    rf'(.+?)_({"|".join(design.FEATURES).replace("+", "_")})_'
     rf'({MAP}(?:_\d)?|{ACCURACY})'
 )
 
@@ -84,7 +84,7 @@ def probed(
     found = {}
     for name, value in _evaluated(run).items():
       match = _PROBED.fullmatch(name)
-      if match and match[2] == features:
+      if match and match[2] == features.replace('+', '_'):
         found[match[1], match[3]] = value
     _add(scores, run, found)
   return scores
@@ -106,10 +106,11 @@ def tuned(runs: Iterable[Run]) -> Scores:
 
 
 def columns(scores: Scores) -> list[Column]:
-  """All that some run has; polyphonic first."""
+  """All that some run has, in the order of the tasks."""
   found = {column for seeds in scores.values() for values in seeds.values()
            for column in values}
-  return sorted(found, key=lambda column: (MAP not in column[1], column))
+  tasks = list(design.tasks([]))
+  return sorted(found, key=lambda column: (tasks.index(column[0]), column))
 
 
 def _run(folder: pathlib.Path, name: str, settings: sweeping.Point) -> Run:
