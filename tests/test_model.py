@@ -412,8 +412,8 @@ def test_of_a_block_no_scores_and_one_wide_product_are_kept(
 
 def test_of_attention_on_a_cpu_no_weights_are_kept():
   alone = types.SimpleNamespace(
-      apply=lambda scale, x: model._cpu_attention(scale * x, x, x))
-  shapes = kept(alone, np.float32(1), draw((2, 9, 4, 8)))
+      apply=lambda scale, x: model._cpu_attention(scale * x))
+  shapes = kept(alone, np.float32(1), draw((2, 9, 3, 4, 8)))
   assert shapes and not [x for x in shapes if x[-2:] == (9, 9)]
 
 
@@ -653,7 +653,7 @@ def test_attention_is_that_of_jax_and_so_is_its_gradient(dtype, tolerance):
     assert out.dtype == dtype
     return [np.asarray(x, np.float32) for x in (out, *grads)]
 
-  for ours, theirs in zip(both(jax.jit(model.attention)),
-                          both(jax.nn.dot_product_attention)):
+  stacked = jax.jit(lambda *qkv: model.attention(jnp.stack(qkv, 2)))
+  for ours, theirs in zip(both(stacked), both(jax.nn.dot_product_attention)):
     np.testing.assert_allclose(ours, theirs, rtol=0,
                                atol=tolerance * np.abs(theirs).max())
