@@ -58,3 +58,28 @@ def test_nothing_starts_anew_without_glibc(monkeypatch):
   monkeypatch.setattr(os, 'execv', lambda *args: pytest.fail('started'))
   huge_pages.restart()
   assert 'GLIBC_TUNABLES' not in os.environ
+
+
+_RUN = """
+import os, runpy, sys
+def execv(path, args):
+  print(*args)
+  raise SystemExit
+os.execv = execv
+runpy.run_path(sys.argv[1], run_name='__main__')
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='wants glibc')
+@pytest.mark.parametrize('command', [
+    'sslam_jax/main.py', 'tools/benchmark.py', 'tools/sweep.py',
+    'tools/study.py',
+])
+def test_commands_that_train_start_anew(command):
+  environment = {name: value for name, value in os.environ.items()
+                 if name not in ('GLIBC_TUNABLES', 'SSLAM_JAX_RESTARTED')}
+  said = subprocess.run(
+      [sys.executable, '-c', _RUN, command, '--wrong'], env=environment,
+      capture_output=True, text=True, check=True,
+  ).stdout
+  assert said.endswith(f' {command} --wrong\n')

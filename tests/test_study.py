@@ -272,6 +272,9 @@ def planted(tmp_path):
           probed(0.3 + base + more, 0.4 + base + 0.18 + more / 10,
                  0.5 - (seed == 2) / 10))
   plant(workdir, 'arms', 'mb_pma,seed=2', 2, probed(0.3, 0.4, 0.5))
+  for label, score in (('mb_ua', 0.25), ('sslam', 0.75), ('my_arm', 0.5)):
+    plant(workdir, 'arms-short', f'{label},seed=1', 1,
+          {'mixtures_rows_map': 0.5, 'mixtures_rows_map_2': score})
   plant(workdir, 'arms', 'mb_pma,seed=3', 3)
   record(workdir / 'arms', 'mb_pma,seed=4', 4)
   for label, scores in (('sslam', (0.5, 0.7, 0.1, 0.4)),
@@ -303,8 +306,12 @@ def test_page_has_means_paired_differences_and_what_is_missing(
       drawing, '_panels', lambda count: drawn.append(panels(count)) or drawn[-1]
   )
   assert page.write(planted, planted.parent / 'page') == [
-      'results.md', 'arms.png', 'arms-linear.png', 'finetune.png']
-  (losses, *_), (linear_axis, *_) = (axes for _, axes in drawn[:2])
+      'results.md', 'arms.png', 'arms-short.png', 'arms-linear.png',
+      'arms-short-linear.png', 'finetune.png']
+  (losses, *_), _, (linear_axis, *_), (short_axis,), _ = (
+      axes for _, axes in drawn)
+  (line, _, _), = short_axis.containers
+  assert line.get_xydata().tolist() == [[pytest.approx(2, abs=0.2), 0.5]]
   curves = {line.get_label(): line.get_ydata() for line in losses.lines}
   assert list(curves['MB-PMA']) == [2.0, 1.0]  # of the run that is done
   bars = {each.get_label(): each.lines[2][0].get_segments()
@@ -313,6 +320,11 @@ def test_page_has_means_paired_differences_and_what_is_missing(
   assert [len(bar) for bar in bars['SSLAM']] == [2]
   text = (planted.parent / 'page' / 'results.md').read_text()
   linear, tuned = text.split('## Fine-tuning')
+  linear, short = linear.split('### arms-short: features `rows`')
+  assert rows_of(short, 'my_arm') == [
+      ['my_arm', '1', '', '', '0.5000', '0.5000', '']]
+  assert rows_of(short, 'SSLAM')[2][1:4] == [
+      'mixtures mAP, 2 sources', '1', '+0.5000']
   rows, rows_std = linear.split('### arms: features `rows+rows_std`')
   mean, = [row for row in rows_of(rows, 'MB-UA')]
   assert mean == ['MB-UA', '3', '0.3200 ± 0.0100', '0.4200 ± 0.0100',
@@ -352,7 +364,8 @@ def test_page_has_means_paired_differences_and_what_is_missing(
 
 
 def test_page_of_a_study_that_has_only_begun(planted):
-  for part in ('arms', 'finetune-polyphonic', 'finetune-digits'):
+  for part in ('arms', 'arms-short', 'finetune-polyphonic',
+               'finetune-digits'):
     shutil.rmtree(planted / part)
   folder = planted.parent / 'page'
   assert page.write(planted, folder) == ['results.md']

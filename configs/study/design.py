@@ -71,6 +71,11 @@ class Task:
   groups: str | None = None
 
 
+def title(label: str) -> str:
+  """Of an arm, as the paper names it; of others their label."""
+  return TITLES.get(label, label)
+
+
 def parse(arg: str, *more: str) -> Pairs:
   """The words of an argument; `more`: those that a file has of its own."""
   pairs = config_lib.options(arg, flags=('soundscapes', 'quick'),

@@ -34,8 +34,7 @@ def draw_losses(path: pathlib.Path, runs: Sequence[runs_lib.Run]) -> None:
       if steps:
         axis.plot(sorted(steps), [statistics.fmean(steps[step])
                                   for step in sorted(steps)],
-                  color=f'C{number}', label=design.TITLES[label],
-                  linewidth=1)
+                  color=f'C{number}', label=design.title(label), linewidth=1)
     axis.set_title(name, fontsize=9)
     axis.set_xlabel('update')
   axes[0].legend(fontsize=8)
@@ -66,13 +65,13 @@ def draw_differences(
                       # Of one seed there is no interval.
                       [math.nan if each.spread is None else each.spread
                        for each in told], fmt='o', capsize=3,
-                      color=f'C{number + 1}', label=design.TITLES[label])
-        axis.legend(fontsize=8)
+                      color=f'C{number + 1}', label=design.title(label))
     axis.axhline(0, color='grey', linewidth=1)
     axis.set_xticks(_SOURCES)
     axis.set_xlabel('sources in a test clip')
-    axis.set_ylabel(f'mAP less that of {design.TITLES[comparing.BASELINE]}')
+    axis.set_ylabel(f'mAP less that of {design.title(comparing.BASELINE)}')
     axis.set_title(title, fontsize=9)
+  axes[0].legend(fontsize=8)  # of all
   figure.savefig(path, dpi=90)
 
 

@@ -134,7 +134,7 @@ def _hours(runs: Runs) -> str:
           run.config.steps * run.config.batch / rate / 3600
       )
   return ', '.join(
-      f'{statistics.fmean(hours):.2f} ({design.TITLES.get(label, label)})'
+      f'{statistics.fmean(hours):.2f} ({design.title(label)})'
       for label, hours in found.items())
 
 
@@ -169,14 +169,14 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
   yield ''
   yield _row('', 'n', *map(_title, columns))
   yield _rule(len(columns) + 2)
-  for label in (label for label in design.TITLES if label in scores):
+  for label in sorted(scores, key=_order):
     seeds = scores[label]
-    yield _row(design.TITLES[label], str(len(seeds)), *(
+    yield _row(design.title(label), str(len(seeds)), *(
         scores_lib.cell(
             [values[column] for values in seeds.values() if column in values],
             len(seeds), mean='.4f', spread='.4f',
         ) for column in columns))
-  yield from ('', f'Differences from {design.TITLES[comparing.BASELINE]}, seed '
+  yield from ('', f'Differences from {design.title(comparing.BASELINE)}, seed '
               f'by seed:', '')
   yield _row('arm', 'score', 'n', 'difference', '95 % interval', 'ahead',
                   'beyond 0?')
@@ -184,8 +184,13 @@ def _compared(scores: runs_lib.Scores) -> Iterator[str]:
   for label in _COMPARED:
     for column in columns:
       if values := comparing.paired(scores, label, column):
-        yield _row(design.TITLES[label], _title(column),
+        yield _row(design.title(label), _title(column),
                         *_difference(comparing.difference(values)))
+
+
+def _order(label: str) -> tuple[int, str]:
+  """As in `design.TITLES`, then what is not there."""
+  return [*design.TITLES, label].index(label), label
 
 
 def _difference(found: comparing.Difference) -> list[str]:
