@@ -359,7 +359,8 @@ def test_page_has_means_paired_differences_and_what_is_missing(
   assert 'loss \\| nan' in missing[2]
   model = text.split('## Linear')[0]
   # 6 updates of 8 clips at 16 clips/s are 3 s; those not done do not count.
-  assert rows_of(model, 'runs done')[0][1:] == ['1 of 1 begun', '7 of 8 begun']
+  assert rows_of(model, 'runs done')[0][1:] == [
+      '1 of 1 begun', '7 of 8 begun', '3 of 3 begun']
   assert rows_of(model, 'clips heard')[0][1] == '48 (0.0 hours)'
 
 
