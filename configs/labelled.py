@@ -13,6 +13,7 @@ from sslam_jax import sampling
 from sslam_jax import soundscapes
 
 TEST = 'test_'
+_OF_MIXTURES = {'mixtures', 'length', 'seed'}
 Pairs = list[tuple[str, str]]
 
 
@@ -65,11 +66,13 @@ def _split(own: Pairs) -> tuple[Pairs, Pairs]:
     return [*own, ('split', 'train')], [*own, ('split', 'test')]
   if 'manifest' in kinds:
     return [*own, ('split', 'train')], [*own, ('split', 'eval')]
-  if kinds == {'folder'} and all(
+  paths = [path for word, path in own if word == 'folder']
+  others = [(word, value) for word, value in own if word != 'folder']
+  if {word for word, _ in others} <= _OF_MIXTURES and paths and all(
       pathlib.Path(path, part).is_dir()
-      for _, path in own for part in ('train', 'test')
+      for path in paths for part in ('train', 'test')
   ):
-    train, test = ([('folder', f'{path}/{part}') for _, path in own]
+    train, test = ([*(('folder', f'{path}/{part}') for path in paths), *others]
                    for part in ('train', 'test'))
     return train, test
   return own, []

@@ -146,8 +146,8 @@ class Probe:
   def __post_init__(self) -> None:
     _check_fields(self)
     self._all_kinds()
-    specs = self.features.split(',')
-    if len(set(specs)) < len(specs):
+    names = [_in_names(spec) for spec in self.features.split(',')]
+    if len(set(names)) < len(names):
       raise ValueError(f'features: want each once, got {self.features}')
     if self.length_s is not None and not 0 < self.length_s < 1e5:
       raise ValueError(f'length_s: want a length above 0, or None, '
@@ -190,8 +190,7 @@ class Probe:
             probing.labelled([train], spec, task), probing.vectors(test, spec),
             is_single=task.is_single, seed=self.seed,
         )
-        # TensorBoard knows + in no name.
-        start = (f'{self.name}_{spec.replace("+", "_")}' if len(specs) > 1
+        start = (f'{self.name}_{_in_names(spec)}' if len(specs) > 1
                  else self.name)
         scored = probing.scored(found.score_MxC, test, task)
         values |= {f'{start}_{name}': value
@@ -306,6 +305,11 @@ def _encoder(
   if isinstance(objective, classify.Classify):
     return objective.evaluated(params, teacher)['encoder']
   return teacher if weights == 'teacher' else params['encoder']
+
+
+def _in_names(features: str) -> str:
+  """TensorBoard knows + in no name."""
+  return features.replace('+', '_')
 
 
 def _probed(scored: metrics.Scored, task: probing.Task) -> dict[str, float]:

@@ -330,7 +330,8 @@ def test_several_features_are_probed_in_one_pass():
       for spec in specs for name, value in alone[spec].items()}
   assert alone['mean'] != alone['std+mean']
   for wrong, message in (('mean,', "features: want class, .*; got ''"),
-                         ('std,std', 'features: want each once, got std,std')):
+                         ('std,std', 'features: want each once, got std,std'),
+                         ('rows+std,rows_std', 'features: want each once')):
     with pytest.raises(ValueError, match=message):
       evaluate.Probe(train=source, test=source, features=wrong)
 

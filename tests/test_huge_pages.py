@@ -12,6 +12,7 @@ import os, sys
 from sslam_jax import huge_pages
 print('begun', os.getpid(), flush=True)
 huge_pages.restart()
+print(huge_pages.environment().get('GLIBC_TUNABLES'))
 print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])
 """
 
@@ -27,8 +28,10 @@ def begun(tunables, **more):
       [sys.executable, '-X', 'utf8', '-c', _SCRIPT, 'a b', '--c'],
       env=environment, capture_output=True, text=True, check=True,
   ).stdout.splitlines()
-  assert len(set(said[:-1])) == 1  # the same process
-  return len(said) - 1, said[-1]
+  *starts, before, last = said
+  assert len(set(starts)) == 1  # the same process
+  assert before == str(tunables)
+  return len(starts), last
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='wants glibc')
@@ -46,7 +49,7 @@ def test_a_command_starts_anew_once_with_what_it_was_given(
 
 def test_no_command_starts_anew_for_ever():
   # As where glibc has dropped its variable on the way.
-  assert begun(None, SSLAM_JAX_RESTARTED='1') == (1, 'None a b --c')
+  assert begun(None, SSLAM_JAX_RESTARTED='') == (1, 'None a b --c')
 
 
 def test_nothing_starts_anew_without_glibc(monkeypatch):
@@ -63,6 +66,7 @@ def test_nothing_starts_anew_without_glibc(monkeypatch):
 _RUN = """
 import os, runpy, sys
 def execv(path, args):
+  assert 'jax' not in sys.modules
   print(*args)
   raise SystemExit
 os.execv = execv
@@ -73,7 +77,7 @@ runpy.run_path(sys.argv[1], run_name='__main__')
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='wants glibc')
 @pytest.mark.parametrize('command', [
     'sslam_jax/main.py', 'tools/benchmark.py', 'tools/sweep.py',
-    'tools/study.py',
+    'tools/study.py', 'tools/repeat.py',
 ])
 def test_commands_that_train_start_anew(command):
   environment = {name: value for name, value in os.environ.items()

@@ -657,3 +657,17 @@ def test_attention_is_that_of_jax_and_so_is_its_gradient(dtype, tolerance):
   for ours, theirs in zip(both(stacked), both(jax.nn.dot_product_attention)):
     np.testing.assert_allclose(ours, theirs, rtol=0,
                                atol=tolerance * np.abs(theirs).max())
+
+
+def test_the_attention_a_gpu_would_run_gives_the_same(monkeypatch):
+  qkv, weight = draw((2, 7, 3, 2, 8)), draw((2, 7, 2, 8), 1)
+
+  def both():
+    return jax.value_and_grad(
+        lambda x: (model.attention(x) * weight).sum())(jnp.asarray(qkv))
+
+  expected = both()
+  monkeypatch.setattr(jax.lax, 'platform_dependent',
+                      lambda *args, cpu, default: default(*args))
+  for ours, theirs in zip(both(), expected):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)

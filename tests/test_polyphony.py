@@ -221,3 +221,14 @@ def test_mixtures_to_test_are_others_and_folds_are_of_no_mixtures():
   assert (train.seed, test.seed) == (0, 1)
   with pytest.raises(ValueError, match='folds: want it without mixtures'):
     labelled.sources([('folder', 'a'), ('mixtures', '9'), ('folds', '5')])
+
+
+def test_mixtures_of_divided_folders_are_of_either_part(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for part in ('train', 'test'):
+    (tmp_path / 'a' / part).mkdir(parents=True)
+  train, test = labelled.sources([
+      ('folder', 'a'), ('mixtures', '9'), ('seed', '4'), ('length', '2')])
+  for made, part, seed in ((train, 'train', 4), (test, 'test', 5)):
+    assert made.source.paths == (f'a/{part}',)
+    assert (made.clips, made.seed, made.length_s) == (9, seed, 2.0)

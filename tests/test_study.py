@@ -274,7 +274,8 @@ def planted(tmp_path):
   plant(workdir, 'arms', 'mb_pma,seed=2', 2, probed(0.3, 0.4, 0.5))
   for label, score in (('mb_ua', 0.25), ('sslam', 0.75), ('my_arm', 0.5)):
     plant(workdir, 'arms-short', f'{label},seed=1', 1,
-          {'mixtures_rows_map': 0.5, 'mixtures_rows_map_2': score})
+          {'mixtures_rows_map': 0.5, 'mixtures_rows_map_2': score,
+           **({'birds_rows_accuracy': 0.125} if label == 'my_arm' else {})})
   plant(workdir, 'arms', 'mb_pma,seed=3', 3)
   record(workdir / 'arms', 'mb_pma,seed=4', 4)
   for label, scores in (('sslam', (0.5, 0.7, 0.1, 0.4)),
@@ -322,7 +323,7 @@ def test_page_has_means_paired_differences_and_what_is_missing(
   linear, tuned = text.split('## Fine-tuning')
   linear, short = linear.split('### arms-short: features `rows`')
   assert rows_of(short, 'my_arm') == [
-      ['my_arm', '1', '', '', '0.5000', '0.5000', '']]
+      ['my_arm', '1', '', '', '0.5000', '0.5000', '', '0.1250']]
   assert rows_of(short, 'SSLAM')[2][1:4] == [
       'mixtures mAP, 2 sources', '1', '+0.5000']
   rows, rows_std = linear.split('### arms: features `rows+rows_std`')

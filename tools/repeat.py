@@ -20,6 +20,11 @@ from typing import Any
 # For a checkout that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+if __name__ == '__main__':
+  from sslam_jax import huge_pages
+
+  huge_pages.restart()  # before the imports, which take seconds
+
 from sslam_jax import main as main_lib
 from sslam_jax import processes
 from sslam_jax import report

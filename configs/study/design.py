@@ -63,12 +63,14 @@ class Task:
     length_s: What a probe hears of a clip.
     tuning: None: networks are probed on it alone.
     groups: As of `evaluate.Probe`.
+    is_mixed: There are clips of several sources.
   """
 
   words: str
   length_s: float
   tuning: Tuning | None = None
   groups: str | None = None
+  is_mixed: bool = False
 
 
 def title(label: str) -> str:
@@ -96,12 +98,12 @@ def seeds(pairs: Pairs) -> list[sweeping.Point]:
 
 
 def tasks(pairs: Pairs) -> dict[str, Task]:
-  """By name; those with mixtures are called polyphonic and mixtures."""
+  """By name."""
   if _SCENES in pairs:
     return {'polyphonic': Task(
         words='soundscapes=1000,length=5.12,seed=1,test_soundscapes=1000,'
               'test_length=5.12,test_seed=1',
-        length_s=5.12, tuning=Tuning(frames=512, steps=900),
+        length_s=5.12, tuning=Tuning(frames=512, steps=900), is_mixed=True,
     )}
   where = dict(pairs).get('data', RECORDINGS)
 
@@ -111,14 +113,14 @@ def tasks(pairs: Pairs) -> dict[str, Task]:
   return {
       'polyphonic': Task(
           words=f'csv={where}/polyphonic/labels.csv,label=classes,multi_label',
-          length_s=5.12, tuning=Tuning(frames=512, steps=900),
+          length_s=5.12, tuning=Tuning(frames=512, steps=900), is_mixed=True,
       ),
       # More of them, made of the same recordings: smaller differences show.
       'mixtures': Task(
           words=f'{_folders(where, "train")},mixtures=2000,seed=1,'
                 f'{_folders(where, "test", "test_")},test_mixtures=2000,'
                 'test_seed=1',
-          length_s=5.12,
+          length_s=5.12, is_mixed=True,
       ),
       'animals': Task(
           words=parts('animals'), length_s=5.12,

@@ -31,12 +31,11 @@ def get_config(arg: str = '') -> train.Config:
   config.workdir = f'{design.FOLDER}/finetune-{name}'
   config.data.source, test_clips = design.task_clips(task, pairs)
   config.data.mel = design.mel(pairs, tuning.frames)
-  is_multi = name == 'polyphonic'
-  config.evals = (evaluate.Test(source=test_clips, by_sources=is_multi),)
+  config.evals = (evaluate.Test(source=test_clips, by_sources=task.is_mixed),)
   design.lengthen(config, pairs, tuning.steps, tuning.steps // 10)
   objective = config.objective
   assert isinstance(objective, classify.Classify)
-  if is_multi:
+  if task.is_mixed:
     objective.head.pooling = 'linear_softmax'
   return config
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sslam_jax import huge_pages
 from sslam_jax import train
 from tools.benchmarks import training
 
@@ -165,7 +166,8 @@ def _run(
     file = pathlib.Path(folder) / 'report.json'
     command = [sys.executable, _TOOL, *args, '--parts=step',
                f'--seconds={seconds}', f'--json={file}']
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True,
+    done = subprocess.run(command, cwd=root, env=huge_pages.environment(),
+                          capture_output=True, text=True,
                           check=False)
     if done.returncode or not file.exists():
       tail = '\n'.join(done.stderr.strip().splitlines()[-_ERROR_LINES:])

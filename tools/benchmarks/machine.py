@@ -35,6 +35,8 @@ def facts() -> dict[str, Any]:
       'python': platform.python_version(),
       'jax': jax.__version__,
       'jaxlib': jaxlib.__version__,
+      'glibc_tunables': os.environ.get('GLIBC_TUNABLES'),
+      'xla_flags': os.environ.get('XLA_FLAGS'),
       'load_1min': round(os.getloadavg()[0], 2),
       'is_quiet': os.getloadavg()[0] <= _QUIET_LOAD * cores(),
   }

@@ -17,6 +17,8 @@ TITLES: dict[str, dict[str, str]] = {
         'python': 'Python',
         'jax': 'jax',
         'jaxlib': 'jaxlib',
+        'glibc_tunables': 'GLIBC_TUNABLES',
+        'xla_flags': 'XLA_FLAGS',
         'load_1min': 'load at the start',
         'is_quiet': 'quiet',
     },

@@ -24,7 +24,7 @@ from tools.sweeping import scores as scores_lib
 RESULTS, COMMANDS = 'results.md', 'commands.jsonl'
 _ARMS = (design.ARMS_PART, *design.VARIANTS)
 _COMPARED = [arm for arm in design.ARMS if arm != comparing.BASELINE]
-_MIXED = 'polyphonic', 'mixtures'  # tasks with clips of several sources
+_MIXED = [name for name, task in design.tasks([]).items() if task.is_mixed]
 _METRICS = {runs_lib.MAP: 'mAP', runs_lib.ACCURACY: 'accuracy'}
 
 Runs = Sequence[runs_lib.Run]

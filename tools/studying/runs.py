@@ -110,7 +110,9 @@ def columns(scores: Scores) -> list[Column]:
   found = {column for seeds in scores.values() for values in seeds.values()
            for column in values}
   tasks = list(design.tasks([]))
-  return sorted(found, key=lambda column: (tasks.index(column[0]), column))
+  return sorted(found, key=lambda column: (
+      [*tasks, column[0]].index(column[0]), column
+  ))
 
 
 def _run(folder: pathlib.Path, name: str, settings: sweeping.Point) -> Run:
