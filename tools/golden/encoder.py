@@ -106,7 +106,7 @@ def _block(vit: model.Vit, params: Any, x_BxSxD: Array) -> tuple[Array, Array]:
   """A block's output and its MLP's, both with the class token."""
   block = model.Block(vit, with_output=False)
   (x_BxSxD, _), h_BxSxD = _capture(block, 'mlp2', params, x_BxSxD, None)
-  return x_BxSxD, h_BxSxD
+  return x_BxSxD, h_BxSxD.reshape(x_BxSxD.shape)  # tokens in one axis
 
 
 def _capture(
