@@ -610,12 +610,13 @@ def test_two_configurations_are_compared_by_turns(
 
 # Writes the report that the file `speed` beside it says, and that it ran.
 _TOOL = """
-import json, pathlib, subprocess, sys
+import json, os, pathlib, sys
 here = pathlib.Path(__file__).parent
 out = [a for a in sys.argv if a.startswith('--json=')][0].split('=')[1]
 speed = json.loads((here / 'speed').read_text())
 with open({log!r}, 'a') as log:
-  log.write(json.dumps([speed, sys.argv[1:4]]) + '\\n')
+  tunables = os.environ.get('GLIBC_TUNABLES')
+  log.write(json.dumps([speed, tunables, sys.argv[1:4]]) + '\\n')
 if speed is None:
   sys.exit('error: it broke')
 step = {{'batch': 8, 'step_s_all': [speed, speed * 1.1, speed * 0.9]}}
@@ -640,8 +641,13 @@ def repository(tmp_path):
   return root, log
 
 
-def test_the_checkout_is_compared_with_a_commit_by_turns(repository):
+def test_the_checkout_is_compared_with_a_commit_by_turns(
+    repository, monkeypatch
+):
   root, log = repository
+  # As after a restart: each side decides itself about its pages.
+  monkeypatch.setenv('SSLAM_JAX_RESTARTED', 'before')
+  monkeypatch.setenv('GLIBC_TUNABLES', 'before:glibc.malloc.hugetlb=1')
   args = [f'--config={root}/c.py:demo', '--config.batch=8']
   reports, compared = comparison.compare_commits(
       'HEAD~1', args, [*args, '--config.seed=2'], rounds=2, seconds=1.0,
@@ -650,7 +656,7 @@ def test_the_checkout_is_compared_with_a_commit_by_turns(repository):
   # Of each checkout its own file of the configuration.
   this = ['--config=c.py:demo', '--config.batch=8', '--parts=step']
   other = [*this[:2], '--config.seed=2']
-  assert runs == [[1.0, this], [2.0, other]] * 2
+  assert runs == [[1.0, 'before', this], [2.0, 'before', other]] * 2
   assert [r['machine']['commit'] for r in reports] == ['1.0', '2.0']
   assert compared['turns'] == 2
   assert compared['ratio'] == pytest.approx(2)

@@ -167,8 +167,7 @@ def _run(
     command = [sys.executable, _TOOL, *args, '--parts=step',
                f'--seconds={seconds}', f'--json={file}']
     done = subprocess.run(command, cwd=root, env=huge_pages.environment(),
-                          capture_output=True, text=True,
-                          check=False)
+                          capture_output=True, text=True, check=False)
     if done.returncode or not file.exists():
       tail = '\n'.join(done.stderr.strip().splitlines()[-_ERROR_LINES:])
       raise ValueError(f'--against-commit: {root / _TOOL} failed:\n{tail}')
